@@ -1,0 +1,1 @@
+"""The command line of kvq. A thin layer: each command calls the function of the same name that `kvq` offers to Python."""

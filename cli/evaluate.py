@@ -1,0 +1,50 @@
+"""`kvq evaluate`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from . import options, output
+from .computing import computing
+from .progress import choose_progress
+
+
+def evaluate(
+    model: options.Model,
+    backend: options.Backend = None,
+    data: options.Data = None,
+    split: Annotated[str, typer.Option(help="Which part of the data.")] = "test",
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first N. Default: all.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure a tokenizer on images.
+
+    MSE of images in [-1, 1]; PSNR and SSIM of uint8 images, as means of each image's own value; loss terms; usage and
+    perplexity of the codebook over the whole set; images per second.
+    """
+    with computing(backend):
+        from kvq.evaluation import evaluate
+
+        progress = choose_progress("batch")
+        try:
+            result = evaluate(model, data=data, split=split, images=images, progress=progress)
+        finally:
+            progress.stop()
+    if json:
+        output.print_json(result)
+    else:
+        _print_table(result)
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in result.items():
+        if isinstance(value, dict):
+            for part, figure in value.items():
+                table.add_row(f"{name}.{part}", output.number(figure))
+        else:
+            table.add_row(name, output.number(value))
+    Console(markup=False, highlight=False, soft_wrap=True).print(table)

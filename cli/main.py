@@ -1,0 +1,54 @@
+"""The program `kvq`: puts the commands together, and makes messages and exit codes of errors.
+
+Heavy imports (Keras, Grain, a backend) happen inside the commands, so that `kvq --help` is quick and `--backend` has its say.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kvq import __version__
+from kvq.errors import KvqError
+
+from .configs import configs
+from .doctor import doctor
+from .evaluate import evaluate
+from .export import export
+from .reconstruct import reconstruct
+from .train import train
+
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """Runs a command. What the user can mend ends as its message alone; every other exception keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KvqError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvq {__version__}")
+        raise typer.Exit
+
+
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it and exit.")] = False,
+) -> None:
+    """Discrete image tokenizers (VQ-VAE) on JAX, TensorFlow and PyTorch."""
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+app.callback()(main)
+for command in (train, evaluate, reconstruct, export, configs, doctor):
+    app.command()(command)

@@ -1,0 +1,16 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvq.backends import BACKENDS
+
+Backend = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(sorted(BACKENDS)), help="What computes. Default: KERAS_BACKEND, else the fastest installed."),
+]
+Model = Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or a model folder from one.")]
+Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

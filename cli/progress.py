@@ -1,0 +1,137 @@
+"""What a long command shows while it runs: a live display on a terminal, plain lines where stderr is a file or a pipe.
+
+Both take the calls that `kvq.training.train` and `kvq.evaluation.evaluate` make on their `progress`.
+"""
+
+import os
+import sys
+import time
+from typing import Any, Protocol
+
+from .output import number, say
+
+# What a record holds beside the loss and its terms.
+NOT_TERMS = {"step", "split", "loss", "psnr", "ssim", "usage", "perplexity", "images_per_second", "input_wait"}
+
+
+class Progress(Protocol):
+    """What a run tells whoever watches."""
+
+    def start(self, total_steps: int, first_step: int) -> None: ...
+    def step(self, step: int) -> None: ...
+    def log(self, record: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+def choose_progress(unit: str = "step") -> Progress:
+    """The display that fits where stderr goes. `unit` is what is counted."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveProgress(unit)
+    return LineProgress()
+
+
+def figures(record: dict[str, Any]) -> dict[str, str]:
+    """The figures of a record, in reading order: the loss, its terms, then quality, codebook and speed."""
+    terms = [name for name, value in record.items() if name not in NOT_TERMS and isinstance(value, int | float)]
+    shown = {name: number(record[name]) for name in ("loss", *terms, "psnr", "ssim") if record.get(name) is not None}
+    if record.get("usage") is not None:
+        shown["usage"] = f"{record['usage']:.0%}"
+    if record.get("perplexity") is not None:
+        shown["perplexity"] = f"{record['perplexity']:.1f}"
+    if record.get("images_per_second") is not None:
+        shown["images/s"] = f"{record['images_per_second']:.0f}"
+    return shown
+
+
+class LineProgress:
+    """One plain line for each record."""
+
+    def start(self, total_steps: int, first_step: int) -> None:
+        self.total = total_steps
+        self.first = first_step
+        self.started = time.monotonic()
+
+    def step(self, step: int) -> None:
+        pass
+
+    def log(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        words = [f"step {step}/{self.total}", record["split"], *(f"{name} {value}" for name, value in figures(record).items())]
+        if record["split"] == "train" and step > self.first:
+            seconds = (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
+            words.append(f"{seconds:.0f} s left")
+        say("  ".join(words))
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def stop(self) -> None:
+        pass
+
+
+class LiveProgress:
+    """A bar with the remaining time, and under it the newest figures of each split, one a row: narrow terminals show them too."""
+
+    # Seconds between two moves of the bar. Training calls `step` up to thousands of times a second.
+    PERIOD = 0.1
+
+    def __init__(self, unit: str = "step") -> None:
+        from rich.console import Console
+
+        self.unit = unit
+        self.console = Console(stderr=True)
+        self.newest: dict[str, dict[str, str]] = {}
+        self.display: Any = None
+
+    def start(self, total_steps: int, first_step: int) -> None:
+        from rich import progress
+
+        latest = self
+
+        class Display(progress.Progress):
+            def get_renderables(self) -> Any:
+                yield self.make_tasks_table(self.tasks)
+                yield latest.table()
+
+        self.display = Display(
+            progress.TextColumn(f"{self.unit} {{task.completed:.0f}}/{{task.total:.0f}}"),
+            progress.BarColumn(bar_width=None),
+            progress.TimeRemainingColumn(),
+            console=self.console,
+            refresh_per_second=4,
+            expand=True,
+        )
+        self.task = self.display.add_task("", total=total_steps, completed=first_step)
+        self.moved = 0.0
+        self.display.start()
+
+    def step(self, step: int) -> None:
+        now = time.monotonic()
+        if now - self.moved >= self.PERIOD:
+            self.moved = now
+            self.display.update(self.task, completed=step)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.newest[record["split"]] = figures(record)
+        self.display.update(self.task, completed=record["step"])
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        if self.display is not None:
+            self.display.stop()
+            self.display = None
+
+    def table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for split in self.newest:
+            table.add_column(split, justify="right", no_wrap=True)
+        names = dict.fromkeys(name for shown in self.newest.values() for name in shown)
+        for name in names:
+            table.add_row(name, *(shown.get(name, "") for shown in self.newest.values()))
+        return table

@@ -1,0 +1,52 @@
+"""kvq: discrete image tokenizers (VQ-VAE and its family), written once with `keras.ops` for JAX, TensorFlow and PyTorch.
+
+Public names load when first used: `import kvq` imports neither Keras nor a backend, so `KERAS_BACKEND` can still be set.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvq.config import RunConfig as RunConfig
+    from kvq.config import list_configs as list_configs
+    from kvq.config import load_config as load_config
+    from kvq.diagnosis import doctor as doctor
+    from kvq.errors import KvqError as KvqError
+    from kvq.evaluation import evaluate as evaluate
+    from kvq.exporters import export as export
+    from kvq.model import VQVAE as VQVAE
+    from kvq.reconstruction import reconstruct as reconstruct
+    from kvq.tokenizer import Tokenizer as Tokenizer
+    from kvq.training import describe as describe
+    from kvq.training import train as train
+
+__version__ = "0.1.0"
+
+# A function named `train` cannot live in a module `kvq.train`: both would be the attribute `train` of this package.
+_HOME = {
+    "RunConfig": "config",
+    "list_configs": "config",
+    "load_config": "config",
+    "doctor": "diagnosis",
+    "KvqError": "errors",
+    "evaluate": "evaluation",
+    "export": "exporters",
+    "VQVAE": "model",
+    "reconstruct": "reconstruction",
+    "Tokenizer": "tokenizer",
+    "describe": "training",
+    "train": "training",
+}
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kvq.{_HOME[name]}"), name)
+    if name in {"data", "quantizers"}:
+        return importlib.import_module(f"kvq.{name}")
+    raise AttributeError(f"module 'kvq' has no attribute {name!r}. It has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "data", "quantizers"})

@@ -1,0 +1,195 @@
+"""Which Keras backend to use, and what each one offers here. The only file of kvq, beside the exporters, that knows their names.
+
+It imports neither Keras nor a backend by itself: `choose` must have its say before Keras is imported. Keras' own file
+keras.json is not read, since Keras writes "tensorflow" into it unasked.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvq.errors import BackendError
+
+# Each is also the name of the package to import and of the extra that installs it. In the order of preference without a GPU,
+# since JAX is several times slower than the others on a CPU.
+BACKENDS = ("tensorflow", "torch", "jax")
+GPU_ORDER = ("jax", "torch", "tensorflow")
+# Where more than one distribution brings the same package, any of them will do.
+DISTRIBUTIONS = {
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu"),
+    "torch": ("torch",),
+    "jax": ("jax",),
+}
+JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def choose(option: str | None = None, report: Callable[[str], None] | None = None) -> str:
+    """Decide the backend and tell Keras, which reads `KERAS_BACKEND` when it is first imported.
+
+    Args:
+        option: The name asked for. Without it the backend of a Keras already imported, then `KERAS_BACKEND`, then `default()`.
+        report: Called with a line that names the choice and its reason.
+
+    Returns:
+        The name of the backend.
+
+    Raises:
+        BackendError: If the name is not one of `BACKENDS`, its package is not installed, or Keras already runs on another.
+    """
+    running = _running()
+    if option:
+        name, reason = option, "--backend"
+    elif running:
+        name, reason = running, "Keras already runs on it"
+    elif variable := os.environ.get("KERAS_BACKEND"):
+        name, reason = variable, "KERAS_BACKEND"
+    else:
+        name, reason = default(), f"{'GPU' if gpu_found() else 'no GPU'} found; --backend chooses"
+
+    if name not in BACKENDS:
+        raise BackendError(f"The backend must be one of {', '.join(sorted(BACKENDS))}. Received: {name} (from {reason}).")
+    if name not in installed():
+        raise BackendError(f'The backend {name} is not installed. Install it with: pip install "kvq[{name}]"')
+    if running and running != name:
+        raise BackendError(f"Keras already runs on {running} in this process. To use {name}, choose it before importing keras.")
+
+    os.environ["KERAS_BACKEND"] = name
+    # TensorFlow's C++ library, and XLA's in JAX, report every start-up on stderr; errors still come through.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if report:
+        report(f"backend: {name} ({reason})")
+    return name
+
+
+def default() -> str:
+    """The backend that is used where nobody asked for one: the fastest that is installed, as far as a rule can tell."""
+    names = installed()
+    if not names:
+        choices = " or ".join(f'"kvq[{name}]"' for name in BACKENDS)
+        raise BackendError(f"No backend is installed. Install one with: pip install {choices}")
+    if not gpu_found():
+        return names[0]
+    able = [name for name in GPU_ORDER if name in names and not (name == "jax" and not jax_gpu_plugin())]
+    return able[0] if able else names[0]
+
+
+def installed() -> list[str]:
+    """The installed backends, in the order of `BACKENDS`. Found without importing them."""
+    return [name for name in BACKENDS if _importable(name)]
+
+
+def versions() -> dict[str, str]:
+    """The version of each installed backend."""
+    found = {name: distributions(name) for name in installed()}
+    return {name: importlib.metadata.version(names[0]) if names else "unknown" for name, names in found.items()}
+
+
+def distributions(name: str) -> list[str]:
+    """The installed distributions that bring the package of a backend. More than one overwrite each other's files."""
+    return [distribution for distribution in DISTRIBUTIONS[name] if _version(distribution)]
+
+
+def gpu_found() -> bool:
+    """Whether this machine shows an NVIDIA GPU to this process. Imports no backend."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}:
+        return False
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    # Windows, and Linux inside of it, have no such device files. The program exists on machines without a GPU as well, so ask it.
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0 and "GPU" in answer.stdout
+
+
+def jax_gpu_plugin() -> bool:
+    """Whether JAX could use an NVIDIA GPU: without one of its plugins it silently computes on the CPU."""
+    return any(_importable(plugin) for plugin in JAX_GPU_PLUGINS)
+
+
+def devices(name: str) -> list[str]:
+    """The devices that a backend sees, as `cpu` or `gpu: NVIDIA H200`. Imports the backend."""
+    if name == "jax":
+        import jax
+
+        return ["cpu" if d.platform == "cpu" else f"{d.platform}: {d.device_kind}" for d in jax.devices()]
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        details = tf.config.experimental.get_device_details
+        gpus = [f"gpu: {details(d).get('device_name', d.name)}" for d in tf.config.list_physical_devices("GPU")]
+        return gpus or ["cpu"]
+    import torch
+
+    gpus = [f"gpu: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        gpus.append("gpu: Apple MPS")
+    return gpus or ["cpu"]
+
+
+def threads(name: str) -> int:
+    """On how many threads a backend computes one operation on the CPU. Imports the backend."""
+    if name == "torch":
+        import torch
+
+        return torch.get_num_threads()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        # 0 stands for its own choice, which is one for each CPU.
+        return tf.config.threading.get_intra_op_parallelism_threads() or cpus()
+    return cpus()
+
+
+def tf32(name: str) -> bool:
+    """Whether a GPU may round the inputs of float32 convolutions or products to 10 bits (TF32). Imports the backend.
+
+    Where it may, indices agree with those of a CPU only up to that rounding.
+    """
+    if name == "jax":
+        import jax
+
+        return jax.config.jax_default_matmul_precision not in {"highest", "float32"}
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.experimental.tensor_float_32_execution_enabled())
+    import torch
+
+    return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+def cpus() -> int:
+    """The CPUs that this process may use, which in a container are often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _running() -> str | None:
+    """The backend of the Keras that is already imported, if one is."""
+    keras: Any = sys.modules.get("keras")
+    return keras.config.backend() if keras is not None and hasattr(keras, "config") else None
+
+
+def _importable(package: str) -> bool:
+    # A folder that only happens to have the name, like one with a user's torch models, has no origin.
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

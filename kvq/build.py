@@ -1,0 +1,50 @@
+"""A configuration becomes a model. Here configuration ends: what is built gets plain arguments."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from kvq.config import LossConfig, ModelConfig, QuantizerConfig, Section
+from kvq.model import MODELS, VQVAE
+from kvq.networks import build_decoder, build_encoder
+from kvq.quantizers import QUANTIZERS
+
+
+def build_model(
+    model: ModelConfig, quantizer: QuantizerConfig, loss: LossConfig, channels: int, precision: str = "float32"
+) -> VQVAE:
+    """A model with its weights, for uint8 images (batch, h, w, channels).
+
+    Args:
+        model, quantizer, loss: Sections of a configuration.
+        channels: Of the images.
+        precision: Keras' name of the dtype policy that the layers get.
+    """
+    network = _arguments(model, without={"kind"})
+    name, latent_dim = network.pop("network"), network.pop("latent_dim")
+    with _dtype_policy(precision):
+        built = MODELS[model.kind](
+            encoder=build_encoder(name, channels, latent_dim, **network),
+            quantizer=QUANTIZERS[quantizer.kind](**_arguments(quantizer, without={"kind"}), name="quantizer"),
+            decoder=build_decoder(name, channels, latent_dim, **network),
+            loss_weights=loss.model_dump(),
+            name=model.kind,
+        )
+        built.build((None, None, None, channels))
+    return built
+
+
+def _arguments(section: Section, without: set[str]) -> dict[str, Any]:
+    return section.model_dump(exclude=without)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,111 @@
+"""The whole training state on disk, whole or absent: weights, optimizer, seed generators and the step.
+
+A checkpoint is a folder `checkpoints/step_00001000` of `state.safetensors` and `state.json`, written under another name,
+flushed and renamed. Batch k is a function of the seed, k and the files, so the step is also the position in the data.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors.numpy import load, save
+
+from kvq import artifact
+from kvq.errors import RunError
+from kvq.run import Run, new_folder, write_bytes, write_text
+
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validation_psnr: float | None = None) -> Path:
+    """Saves the state after `step` steps, then removes all but the newest `keep` and the best.
+
+    Args:
+        validation_psnr: In dB, measured at this very step, if it was. The best checkpoint is the one with the highest.
+    """
+    folder = run.checkpoints / f"step_{step:08d}"
+    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in _state(model)}
+    content = save(arrays)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "backend": keras.backend.backend(),
+        "validation_psnr": validation_psnr,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    with new_folder(folder) as temporary:
+        write_bytes(temporary / "state.safetensors", content)
+        write_text(temporary / "state.json", json.dumps(description, indent=2) + "\n")
+    _remove_old(run, keep)
+    return folder
+
+
+def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]) -> int:
+    """Puts the newest checkpoint that is whole into a compiled model; the number of steps that it had done.
+
+    Args:
+        note: Told of every checkpoint that was passed over because it is broken.
+
+    Raises:
+        RunError: If there is none, or the newest is of another model.
+    """
+    for folder in sorted(_folders(run), reverse=True):
+        try:
+            step, arrays = _read(folder)
+        except (OSError, ValueError, KeyError) as error:
+            note(f"{folder} is broken ({error}); the one before it is taken.")
+            continue
+        model.optimizer.build(model.trainable_variables)
+        variables = dict(_state(model))
+        if {name: variable.shape for name, variable in variables.items()} != {k: a.shape for k, a in arrays.items()}:
+            raise RunError(f"{folder} is of another model than the configuration of {run.folder}. Its config.toml was edited.")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        return step
+    raise RunError(f"{run.checkpoints} holds no whole checkpoint to resume from. Give --overwrite to start again.")
+
+
+def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    yield from artifact.tensors(model)
+    # Numbered: Keras' own names of these are counted over the whole process and differ from one to the next.
+    for index, variable in enumerate(model.optimizer.variables):
+        yield f"optimizer.{index:04d}.{variable.name}", variable
+    # Keras leaves these out of its own files, and a resume from them is silently inexact.
+    generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
+    for index, generator in enumerate(generators):
+        yield f"seed.{index:04d}", generator.state
+
+
+def _folders(run: Run) -> list[Path]:
+    return [folder for folder in run.checkpoints.glob("step_*") if folder.is_dir()]
+
+
+def _read(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+    description = json.loads((folder / "state.json").read_text("utf-8"))
+    if description["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version {description['format_version']}, not {FORMAT_VERSION}")
+    content = (folder / "state.safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+        raise ValueError("its checksum does not hold")
+    return description["step"], load(content)
+
+
+def _remove_old(run: Run, keep: int) -> None:
+    newest = sorted(_folders(run), reverse=True)
+    measured = [(psnr, folder) for folder in newest if (psnr := _validation_psnr(folder)) is not None]
+    best = [max(measured)[1]] if measured else []
+    for folder in newest:
+        if folder not in newest[:keep] + best:
+            shutil.rmtree(folder)
+
+
+def _validation_psnr(folder: Path) -> float | None:
+    try:
+        return json.loads((folder / "state.json").read_text("utf-8"))["validation_psnr"]
+    except (OSError, ValueError, KeyError):
+        return None

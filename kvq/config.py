@@ -1,0 +1,282 @@
+"""The configuration of a run: TOML in, a checked and frozen `RunConfig` out. Nothing past this file reads TOML.
+
+A field's bounds live here; its default too, except that a quantizer's or a network's equals the default of the class, so
+that both say the same (tests/test_config.py).
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
+
+import pydantic
+import tomli_w
+from pydantic import Field
+
+from kvq.errors import ConfigError
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+class Section(pydantic.BaseModel):
+    """Part of a configuration: unknown keys are refused, types are taken as they are, nothing changes afterwards."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TrainConfig(Section):
+    """How long, how fast and how often; a step is an optimizer step."""
+
+    steps: int = Field(ge=1, le=10**9)
+    batch_size: int = Field(ge=1, le=2**20)
+    learning_rate: float = Field(gt=0, le=10)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0, le=10**9)
+    seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    log_every: int = Field(100, ge=1)
+    sample_every: int = Field(1000, ge=1)
+    validate_every: int = Field(1000, ge=1)
+
+
+class _Model(Section):
+    kind: Literal["vqvae"] = "vqvae"
+    latent_dim: int = Field(ge=4, le=4096)
+
+    downsampling: ClassVar[int] = 4
+
+
+class PlainModel(_Model):
+    network: Literal["plain"]
+
+
+class ResNetModel(_Model):
+    network: Literal["resnet"]
+
+
+class PaperModel(_Model):
+    network: Literal["paper"]
+    hidden: int = Field(128, ge=2, le=4096)
+    residual_blocks: int = Field(2, ge=0, le=64)
+    residual_hidden: int = Field(32, ge=1, le=4096)
+
+
+class _CodebookQuantizer(Section):
+    codebook_size: int = Field(ge=2, le=2**20)
+    commitment_weight: float = Field(0.25, ge=0, le=1e6)
+    decay: float = Field(0.99, ge=0, lt=1)
+
+
+class VectorQuantizerConfig(_CodebookQuantizer):
+    kind: Literal["vector"]
+
+
+class EMAVectorQuantizerConfig(_CodebookQuantizer):
+    kind: Literal["ema_vector"]
+
+
+class CodebookConfig(Section):
+    """What is done to the codebook between steps.
+
+    A code is dead where it is used less than `dead_below` times as often as the mean code. Dead codes are replaced every
+    `replace_dead_every` steps (0: never), in the first `replace_until` of the steps.
+    """
+
+    initialise_from_data: bool = True
+    replace_dead_every: int = Field(100, ge=0)
+    dead_below: float = Field(0.03, ge=0, lt=1)
+    replace_until: float = Field(0.5, ge=0, le=1)
+
+
+class LossConfig(Section):
+    """Weights of the model's own loss terms. Those of the quantizer are its arguments."""
+
+    reconstruction: float = Field(1.0, gt=0, le=1e6)
+
+
+class DataConfig(Section):
+    """Which images, and what is done to them before the model. Sizes in pixels.
+
+    Training: black margins of `pad`, a random crop of `crop` x `crop`, and, where `flip`, left and right exchanged half the
+    time. Evaluation: a centre crop. `validation` is a source of its own; without it, the test split of `source`.
+    """
+
+    source: str = Field(min_length=1)
+    crop: int = Field(ge=4, le=8192)
+    pad: int = Field(0, ge=0, le=1024)
+    flip: bool = False
+    validation: str | None = Field(None, min_length=1)
+    validation_images: int = Field(2000, ge=1)
+
+
+class CheckpointConfig(Section):
+    """When the whole training state is saved, and how many of the newest are kept beside the best."""
+
+    every_steps: int = Field(1000, ge=1)
+    every_minutes: float = Field(10.0, gt=0)
+    keep: int = Field(2, ge=1)
+
+
+ModelConfig = Annotated[Union[PlainModel, ResNetModel, PaperModel], Field(discriminator="network")]
+QuantizerConfig = Annotated[Union[VectorQuantizerConfig, EMAVectorQuantizerConfig], Field(discriminator="kind")]
+
+
+class RunConfig(Section):
+    """Everything that, together with the data, reproduces a run."""
+
+    train: TrainConfig
+    model: ModelConfig
+    quantizer: QuantizerConfig
+    data: DataConfig
+    codebook: CodebookConfig = CodebookConfig()
+    loss: LossConfig = LossConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _crop_fits(self) -> "RunConfig":
+        if self.data.crop % self.model.downsampling:
+            raise ValueError(
+                f"data.crop must be a multiple of {self.model.downsampling}, the downsampling of model.network = "
+                f"{self.model.network!r}. Received: {self.data.crop}."
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """The configuration with every default written out."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def list_configs() -> dict[str, str]:
+    """The shipped configurations: name to the first line of the file's header."""
+    files = sorted(resources.files("kvq_configs").iterdir(), key=lambda file: file.name)
+    return {
+        file.name.removesuffix(".toml"): file.read_text("utf-8").partition("\n")[0].removeprefix("#").strip()
+        for file in files
+        if file.name.endswith(".toml")
+    }
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A checked configuration.
+
+    Args:
+        name_or_path: Name of a shipped configuration, a TOML file, or a run folder (its `config.toml`).
+        overrides: Assignments such as `train.steps=3`; the value is TOML, or a word that stands for itself.
+
+    Raises:
+        ConfigError: If there is no such configuration, it does not parse, or values are not allowed: all of them at once.
+    """
+    text, origin = _read(name_or_path)
+    return parse_config(text, origin, overrides)
+
+
+def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a TOML text; `origin` names it in errors."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin} is not TOML: {error}.") from None
+    for override in overrides:
+        _assign(values, override)
+    return check(RunConfig, values, origin)
+
+
+def check(model: type[Model], values: Mapping[str, Any], origin: str) -> Model:
+    """`values` as a `model`; what is wrong with them, all at once and in words, as a ConfigError."""
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        mistakes = "".join(f"\n  {_in_words(model, dict(mistake))}" for mistake in error.errors())
+        raise ConfigError(f"{origin} does not fit:{mistakes}") from None
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    names = list_configs()
+    if str(name_or_path) in names:
+        return resources.files("kvq_configs").joinpath(f"{name_or_path}.toml").read_text("utf-8"), f"Config {name_or_path}"
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "config.toml"
+    try:
+        return path.read_text("utf-8"), str(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    raise ConfigError(
+        f"There is no configuration {str(name_or_path)!r}{_nearest(str(name_or_path), names)}. "
+        f"It must be one of {', '.join(names)}, a TOML file, or a run folder with its config.toml."
+    )
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *sections, name = (part.strip() for part in key.split("."))
+    if not equals or not name or not sections:
+        raise ConfigError(f"An override must read section.key=value. Received: {override!r}.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{'.'.join(sections)} is not a section. Received: {override!r}.")
+    values[name] = parsed
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _in_words(model: type[pydantic.BaseModel], mistake: dict[str, Any]) -> str:
+    """One of pydantic's errors as a sentence that names the key as the file has it."""
+    section, path = _walk(model, mistake["loc"])
+    key = ".".join(path)
+    context = mistake.get("ctx", {})
+    match mistake["type"]:
+        case "extra_forbidden":
+            siblings = {*section.model_fields} if section else {*()}
+            near = difflib.get_close_matches(path[-1], sorted(siblings), 1)
+            hint = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(sorted(siblings))}."
+            return f"{key}: there is no such key. {hint}"
+        case "missing":
+            return f"{key}: is missing."
+        case "union_tag_not_found":
+            return f"{key}.{context['discriminator'].strip(chr(39))}: is missing."
+        case "union_tag_invalid":
+            tags = context["expected_tags"].replace("'", "").split(", ")
+            near = _nearest(str(context["tag"]), tags)
+            field = context["discriminator"].strip("'")
+            return f"{key}.{field}: must be one of {', '.join(tags)}. Received: {context['tag']!r}{near}."
+        case "value_error":
+            return str(context["error"])
+    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    return f"{key}: {message}. Received: {mistake['input']!r}."
+
+
+def _walk(model: type[pydantic.BaseModel], loc: tuple[Any, ...]) -> tuple[type[pydantic.BaseModel] | None, list[str]]:
+    """The section that the last name of `loc` belongs to, and `loc` without the tags that pydantic puts in for unions."""
+    section: type[pydantic.BaseModel] | None = model
+    path: list[str] = []
+    members: list[type[pydantic.BaseModel]] = []
+    for index, part in enumerate(loc):
+        tagged = [member for member in members if part in _tags(member)]
+        if tagged:
+            section, members = tagged[0], []
+            continue
+        path.append(str(part))
+        if index == len(loc) - 1:
+            break
+        field = section.model_fields.get(str(part)) if section else None
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        members = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
+        section = members[0] if members else None
+    return section, path
+
+
+def _tags(member: type[pydantic.BaseModel]) -> set[Any]:
+    return {tag for field in ("network", "kind") if field in member.model_fields for tag in get_args(member.model_fields[field].annotation)}

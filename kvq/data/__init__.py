@@ -1,0 +1,37 @@
+"""From files to batches: collections (`sources`), crops and flips (`transforms`), the Grain pipeline (`loader`). No keras.
+
+The names load when first used, so that opening a collection does not wait for the import of Grain.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvq.data.loader import evaluation_batches as evaluation_batches
+    from kvq.data.loader import iterate as iterate
+    from kvq.data.loader import training_batches as training_batches
+    from kvq.data.sources import ArraySource as ArraySource
+    from kvq.data.sources import FolderSource as FolderSource
+    from kvq.data.sources import locate as locate
+    from kvq.data.sources import open_source as open_source
+    from kvq.data.transforms import evaluation_transforms as evaluation_transforms
+    from kvq.data.transforms import training_transforms as training_transforms
+
+_HOME = {
+    "evaluation_batches": "loader",
+    "iterate": "loader",
+    "training_batches": "loader",
+    "ArraySource": "sources",
+    "FolderSource": "sources",
+    "locate": "sources",
+    "open_source": "sources",
+    "evaluation_transforms": "transforms",
+    "training_transforms": "transforms",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kvq.data.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'kvq.data' has no attribute {name!r}. It has {', '.join(__all__)}.")

@@ -1,0 +1,42 @@
+"""What kvq raises when something is wrong that its user can mend. The command line prints these as their message alone."""
+
+
+class KvqError(Exception):
+    """Base of every error with a message for the user.
+
+    `exit_code` is the status that the command line ends with: 2 where the input was wrong, 1 where something failed on the way.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(KvqError):
+    """A configuration that does not exist, does not parse, or asks for what is not allowed."""
+
+
+class DataError(KvqError):
+    """Images that are missing, unreadable or do not fit the configuration."""
+
+
+class BackendError(KvqError):
+    """A Keras backend, or a package that some feature needs, is not installed."""
+
+
+class RunError(KvqError):
+    """A run folder that cannot be written, is in use, or is not kvq's."""
+
+
+class ArtifactError(KvqError):
+    """A model folder that is not kvq's, or whose tensors do not fit its config."""
+
+
+class TrainingError(KvqError):
+    """Training could not go on."""
+
+    exit_code = 1
+
+
+class ExportError(KvqError):
+    """An exported model did not run in its runtime, or did not agree with the original."""
+
+    exit_code = 1

@@ -1,0 +1,104 @@
+"""How good a tokenizer is on a set of images."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
+from kvq.errors import DataError
+from kvq.metrics import CodebookUsage, psnr, ssim
+from kvq.model import VQVAE
+from kvq.ops import to_uint8
+from kvq.tokenizer import Tokenizer, model_folder
+
+
+def evaluate(
+    path: str | Path,
+    data: str | Path | None = None,
+    split: str = "test",
+    images: int | None = None,
+    batch_size: int = 64,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Measures a saved tokenizer.
+
+    Args:
+        path: Run folder or model folder.
+        data: Known name, file or folder; without it, the data set that the model was trained on.
+        split: Of the data: train, test or all.
+        images: How many at most, from the first on.
+        batch_size: How many go through the model at once. The result does not depend on it.
+        progress: Told `start(total, 0)`, `step(done)` and `stop()` on the way, in batches.
+
+    Returns:
+        `images` (how many), `mse` (in [-1, 1]), `psnr` in dB and `ssim` (from uint8 images, means of per-image values),
+        `losses` (weighted terms, means over images), `usage` and `perplexity` (of the whole set), `images_per_second`, and
+        what describes the measurement: `data`, `split`, `crop`, `backend`, `weights_sha256`.
+
+    Raises:
+        ArtifactError, DataError: If the model or the images cannot be had.
+    """
+    tokenizer = Tokenizer.load(path)
+    config = tokenizer.config
+    source = open_source(str(data) if data is not None else _trained_on(path, config.data.name), split)
+    crop = config.images.crop
+    source.check(crop)
+    if source.channels != config.images.channels:
+        raise DataError(f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}.")
+    batches = evaluation_batches(source, evaluation_transforms(pad=0, crop=crop), batch_size, limit=images)
+    if progress:
+        progress.start(len(batches), 0)
+    result = measure(tokenizer.model, iterate(batches), progress)
+    if progress:
+        progress.stop()
+    return {
+        **result,
+        "data": source.name,
+        "split": split,
+        "crop": crop,
+        "backend": keras.backend.backend(),
+        "weights_sha256": config.weights_sha256,
+    }
+
+
+def measure(model: VQVAE, batches: Iterable[dict[str, Any]], progress: Any = None) -> dict[str, Any]:
+    """The measurements of `evaluate` on batches of images that are already cropped."""
+    codes = CodebookUsage(model.quantizer.codebook_size)
+    values: dict[str, list[np.ndarray]] = {}
+    started = time.perf_counter()
+    for done, batch in enumerate(batches, 1):
+        images = batch["images"]
+        outputs = model.predict_on_batch(images)
+        restored = np.asarray(keras.ops.convert_to_numpy(to_uint8(outputs["reconstruction"])))
+        error = np.asarray(outputs["reconstruction"], "float64") - (images / 127.5 - 1.0)
+        measured = {"mse": np.mean(error**2, axis=(1, 2, 3)), "psnr": psnr(images, restored), "ssim": ssim(images, restored)}
+        for name, per_image in {**measured, **outputs["losses"]}.items():
+            values.setdefault(name, []).append(np.asarray(per_image, "float64"))
+        codes.update_state(outputs["indices"])
+        if progress:
+            progress.step(done)
+    seconds = time.perf_counter() - started
+    means = {name: float(np.mean(np.concatenate(parts))) for name, parts in values.items()}
+    count = sum(len(part) for part in values["mse"])
+    losses = {name: mean for name, mean in means.items() if name in model.quantizer.loss_names}
+    return {
+        "images": count,
+        "mse": means["mse"],
+        "psnr": means["psnr"],
+        "ssim": means["ssim"] if np.isfinite(means["ssim"]) else None,
+        "losses": {"reconstruction": model.loss_weights["reconstruction"] * means["mse"], **losses},
+        **{name: float(value) for name, value in codes.result().items()},
+        "images_per_second": count / seconds,
+    }
+
+
+def _trained_on(path: str | Path, name: str) -> str:
+    """The source of the run that a model lies in, which may be a path; else the name that the model carries."""
+    from kvq.run import Run
+
+    run = Run(model_folder(path).parent)
+    return run.config.data.source if run.exists else name

@@ -1,0 +1,93 @@
+"""Quality of reconstructions, and health of the codebook.
+
+PSNR and SSIM are of uint8 images, in NumPy float64 on the host: they are only ever needed between steps, and float32 does
+not agree with scikit-image to 1e-6.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kvq.ops import Tensor, code_counts, perplexity, usage
+
+SSIM_WINDOW = 7
+
+
+def psnr(images: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image, in dB, with peak 255; of two equal images 100.
+
+    Args:
+        images: uint8 (n, h, w, c).
+        reconstruction: uint8, of the same shape.
+
+    Returns:
+        float64 (n,).
+    """
+    difference = images.astype("float64") - reconstruction
+    mse = np.mean(difference**2, axis=(1, 2, 3))
+    # 100 dB is an error of 1e-10 of the peak squared, less than one grey level in one pixel of 15,000 by 15,000.
+    return 10.0 * np.log10(255.0**2 / np.maximum(mse, 255.0**2 * 1e-10))
+
+
+def ssim(images: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Structural similarity of each image: mean over all 7x7 windows inside it, and over the channels.
+
+    Args:
+        images: uint8 (n, h, w, c), at least 7 pixels high and wide; of smaller ones there is no window, and the result is NaN.
+        reconstruction: uint8, of the same shape.
+
+    Returns:
+        float64 (n,).
+
+    Source: Wang et al. 2004; the uniform window and the sample covariance of scikit-image's `structural_similarity`.
+    """
+    if min(images.shape[1:3]) < SSIM_WINDOW:
+        return np.full(len(images), np.nan)
+    size = SSIM_WINDOW**2
+    first, second = images.astype("float64"), reconstruction.astype("float64")
+    mean_first, mean_second = _window_sums(first) / size, _window_sums(second) / size
+    unbiased = size / (size - 1)
+    variance_first = unbiased * (_window_sums(first**2) / size - mean_first**2)
+    variance_second = unbiased * (_window_sums(second**2) / size - mean_second**2)
+    covariance = unbiased * (_window_sums(first * second) / size - mean_first * mean_second)
+    luminance_floor, contrast_floor = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (
+        (2 * mean_first * mean_second + luminance_floor)
+        * (2 * covariance + contrast_floor)
+        / ((mean_first**2 + mean_second**2 + luminance_floor) * (variance_first + variance_second + contrast_floor))
+    )
+    return similarity.mean(axis=(1, 2, 3))
+
+
+def _window_sums(values: np.ndarray) -> np.ndarray:
+    """Sums over all windows inside (n, h, w, c), by rows and then by columns."""
+    height, width = (side - SSIM_WINDOW + 1 for side in values.shape[1:3])
+    rows = sum(values[:, i : i + height] for i in range(SSIM_WINDOW))
+    return sum(rows[:, :, j : j + width] for j in range(SSIM_WINDOW))  # type: ignore[return-value]
+
+
+@keras.saving.register_keras_serializable(package="kvq")
+class CodebookUsage(keras.metrics.Metric):
+    """Counts codes over everything it sees; `usage()` and `perplexity()` are those of the whole set, not means over batches.
+
+    Args:
+        codebook_size: Number of values an index can take.
+        name: Of the metric. Its `result()` is a dict of `usage` and `perplexity`.
+    """
+
+    def __init__(self, codebook_size: int, name: str = "codebook_usage", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.codebook_size = codebook_size
+        self.counts = self.add_variable((codebook_size,), initializer="zeros", name="counts")
+
+    def update_state(self, indices: Tensor, sample_weight: Any = None) -> None:
+        self.counts.assign(self.counts + code_counts(indices, self.codebook_size))
+
+    def result(self) -> dict[str, Tensor]:
+        counts = ops.convert_to_tensor(self.counts)
+        return {"usage": usage(counts), "perplexity": perplexity(counts)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "codebook_size": self.codebook_size}

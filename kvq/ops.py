@@ -1,0 +1,97 @@
+"""Pure tensor functions of the tokenizer, on `keras.ops`: no state, no configuration, no backend by name."""
+
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the code nearest to each latent vector, by squared Euclidean distance.
+
+    Args:
+        latents: Float tensor (..., latent_dim).
+        codebook: Float tensor (codebook_size, latent_dim).
+
+    Returns:
+        int32 tensor (...) in [0, codebook_size). Of equally near codes the lowest index. A latent that is not finite has
+        no nearest code and gets the last index.
+    """
+    latents = ops.cast(latents, "float32")
+    codebook = ops.cast(codebook, "float32")
+    # |z|^2 is the same for every code, and the argmin needs no square root.
+    distances = ops.sum(ops.square(codebook), axis=-1) - 2.0 * ops.matmul(latents, ops.transpose(codebook))
+    # Two minima instead of `ops.argmin`: on floats argmin brings a bit-cast into the graph that the ONNX, OpenVINO and
+    # LiteRT runtimes reject, and it is slower under XLA.
+    codebook_size = codebook.shape[0]
+    is_nearest = ops.equal(distances, ops.min(distances, axis=-1, keepdims=True))
+    positions = ops.arange(codebook_size, dtype="int32")
+    return ops.min(ops.where(is_nearest, positions, codebook_size - 1), axis=-1)
+
+
+def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
+    """Rows of the codebook (codebook_size, latent_dim) at `indices` (...): a float tensor (..., latent_dim).
+
+    The gradient that reaches the codebook is dense.
+    """
+    # The gradient of a bare `take` is sparse on TensorFlow, and Keras' Adam squares it without summing repeated rows.
+    return ops.take(ops.convert_to_tensor(codebook) * 1.0, indices, axis=0)
+
+
+def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
+    """`codes`, bit for bit, whose gradient goes to `latents` unchanged (Bengio et al. 2013, arXiv:1308.3432).
+
+    The more usual `latents + stop_gradient(codes - latents)` rounds, so that its value is not a row of the codebook.
+    """
+    return ops.stop_gradient(codes) + (latents - ops.stop_gradient(latents))
+
+
+def mean_per_image(values: Tensor) -> Tensor:
+    """Mean over all axes but the first: (batch, ...) becomes (batch,), in float32."""
+    return ops.mean(ops.cast(values, "float32"), axis=tuple(range(1, len(values.shape))))
+
+
+def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
+    """How often each code occurs in an int32 tensor of any shape: float32 (codebook_size,)."""
+    flat = ops.reshape(indices, (-1,))
+    return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, num_segments=codebook_size)
+
+
+def code_sums(latents: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the latents (..., latent_dim) that each code was given by `indices` (...): (codebook_size, latent_dim)."""
+    flat = ops.reshape(ops.cast(latents, "float32"), (-1, latents.shape[-1]))
+    return ops.segment_sum(flat, ops.reshape(indices, (-1,)), num_segments=codebook_size)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of the code frequencies, in codes: 1 when one code is used, k when all k are used alike.
+
+    Args:
+        counts: Float tensor (codebook_size,) of how often each code occurred over the whole set. Of no counts at all: 0.
+    """
+    total = ops.sum(counts)
+    frequencies = counts / ops.maximum(total, 1.0)
+    # p log p is 0 at p = 0; the inner maximum keeps the logarithm finite there.
+    entropy = -ops.sum(frequencies * ops.log(ops.maximum(frequencies, 1e-30)))
+    return ops.where(total > 0, ops.exp(entropy), 0.0)
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Fraction of the codes that occur at all, in [0, 1], from counts (codebook_size,)."""
+    return ops.mean(ops.cast(counts > 0, "float32"))
+
+
+def rescale(images: Tensor) -> Tensor:
+    """uint8 images in [0, 255] as float32 in [-1, 1]."""
+    return ops.cast(images, "float32") / 127.5 - 1.0
+
+
+def to_uint8(reconstruction: Tensor) -> Tensor:
+    """Float images in [-1, 1] as uint8, rounded and clipped."""
+    return ops.cast(ops.clip(ops.round((ops.cast(reconstruction, "float32") + 1.0) * 127.5), 0.0, 255.0), "uint8")
+
+
+def psnr_from_mse(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1] (peak to peak 2), from their mean squared errors; at most 100."""
+    return -10.0 * ops.log10(ops.maximum(mse / 4.0, 1e-10))

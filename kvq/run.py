@@ -1,0 +1,165 @@
+"""The run folder: where things lie in it, atomic writes, and its lock."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kvq.config import RunConfig, load_config
+from kvq.errors import RunError
+
+
+class Run:
+    """A run folder. Names what lies in it; reads and writes the small files. Nothing is created before it is written.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.toml"
+        self.record_file = self.folder / "run.json"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+        self.samples = self.folder / "samples"
+        self.loss_plot = self.folder / "loss.png"
+        self.model = self.folder / "model"
+        self.tensorboard = self.folder / "tensorboard"
+
+    @property
+    def exists(self) -> bool:
+        return self.record_file.exists()
+
+    @property
+    def config(self) -> RunConfig:
+        return load_config(self.config_file)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        try:
+            record = json.loads(self.record_file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.record_file} cannot be read: {error}. A run folder has a run.json.") from None
+        if not isinstance(record, dict):
+            raise RunError(f"{self.record_file} must hold a JSON object. Received: {type(record).__name__}.")
+        return record
+
+    def create(self, config: RunConfig, record: dict[str, Any], overwrite: bool = False) -> None:
+        """Makes the folder with its configuration and record.
+
+        Raises:
+            RunError: If the folder holds a run (unless told to overwrite it), holds anything else, or cannot be written.
+        """
+        if self.exists and not overwrite:
+            raise RunError(f"{self.folder} holds a run. Give --resume to continue it, --overwrite to replace it, or another --out.")
+        if self.folder.exists() and not self.exists and any(self.folder.iterdir() if self.folder.is_dir() else [1]):
+            raise RunError(f"{self.folder} exists and is not a run folder. Give another --out.")
+        try:
+            if self.exists:
+                shutil.rmtree(self.folder)
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            write_text(self.config_file, config.to_toml())
+            self.write_record(record)
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from None
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_text(self.record_file, json.dumps(record, indent=2) + "\n")
+
+    def update_record(self, **changes: Any) -> None:
+        self.write_record({**self.record, **changes})
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl; a line that a killed process left unfinished is passed over."""
+        if not self.metrics_file.exists():
+            return []
+        records = []
+        for line in self.metrics_file.read_text("utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Takes back what was logged after the checkpoint that a run resumes from."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; a killed process lets go.
+
+        Raises:
+            RunError: If another process holds it.
+        """
+        with open(self.folder / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.folder} is being written by another process. Wait for it, or give another --out.") from None
+            yield
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary name beside it, flushed, then renamed."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that appears under its name whole or not at all; one of that name before it is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
+        if path.exists():
+            # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, aside / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

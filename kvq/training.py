@@ -1,0 +1,356 @@
+"""Training: from a configuration to a run folder with a tokenizer in it."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from kvq import __version__, artifact, backends
+from kvq.build import build_model
+from kvq.callbacks import BetweenSteps, DrawSamples, InitialiseCodebook, LogMetrics, ReplaceDeadCodes, SaveCheckpoint, Validate
+from kvq.checkpoint import restore_checkpoint
+from kvq.config import RunConfig, TrainConfig, load_config
+from kvq.data import evaluation_batches, evaluation_transforms, iterate, locate, open_source, training_batches
+from kvq.data import training_transforms
+from kvq.data.sources import Source
+from kvq.errors import ConfigError, DataError, RunError
+from kvq.model import VQVAE
+from kvq.run import Run
+
+SAMPLED = 16  # images in each grid
+
+
+class Progress(Protocol):
+    """Whoever watches a run."""
+
+    def start(self, total_steps: int, first_step: int) -> None: ...
+
+    def step(self, step: int) -> None: ...
+
+    def log(self, record: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Unwatched:
+    """Progress that nobody looks at."""
+
+    def start(self, total_steps: int, first_step: int) -> None:
+        pass
+
+    def step(self, step: int) -> None:
+        pass
+
+    def log(self, record: dict[str, Any]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def train(
+    config: RunConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    name: str | None = None,
+    data: str | Path | None = None,
+    validation_data: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a tokenizer.
+
+    Args:
+        config: A configuration, or what `load_config` takes.
+        out: Run folder. Default: `runs/NAME`.
+        name: For the default of `out`; without it, the configuration's file name.
+        data: Where the training images are, or another known data set, instead of the configuration's.
+        validation_data: Images to validate on, instead of the test split.
+        resume: Continue the run in the folder from its last checkpoint.
+        overwrite: Replace the run in the folder.
+        tensorboard: Write TensorBoard summaries beside metrics.jsonl.
+        command: Written into run.json.
+        progress: Told what happens.
+
+    Returns:
+        `run` (the folder), `status` ("finished" or "interrupted"), `steps`, `metrics` (the last training record).
+
+    Raises:
+        KvqError: If the input is wrong, before anything is written; or if training cannot go on, after the run says so.
+    """
+    name = name or ("run" if isinstance(config, RunConfig) else Path(config).stem)
+    config = config if isinstance(config, RunConfig) else load_config(config)
+    config = _with_data(config, data, validation_data)
+    progress = progress or Unwatched()
+    run = Run(out or Path("runs") / name)
+    source, validation = _open(config)
+
+    keras.utils.set_random_seed(config.train.seed)
+    model = _compiled(config, source.channels)
+    if resume:
+        config = _resumed_config(run, config)
+        with run.locked():
+            first_step = restore_checkpoint(run, model, progress.note)
+            run.drop_metrics_after(first_step)
+            run.update_record(status="running")
+            return _train(run, config, model, source, validation, first_step, tensorboard, progress)
+    run.create(config, _record(config, command), overwrite)
+    with run.locked():
+        return _train(run, config, model, source, validation, 0, tensorboard, progress)
+
+
+def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
+    """What a configuration makes, without training: parameters, tokens and bits per image, and the configuration itself."""
+    config = _with_data(config if isinstance(config, RunConfig) else load_config(config), data, None)
+    source, validation = _open(config)
+    model = _compiled(config, source.channels)
+    tokens = (config.data.crop // config.model.downsampling) ** 2
+    return {
+        "config": config.model_dump(),
+        "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
+        "tokens_per_image": tokens,
+        "bits_per_image": tokens * float(np.log2(config.quantizer.codebook_size)),
+        "image_shape": [config.data.crop, config.data.crop, source.channels],
+        "training_images": len(source),
+        "validation_images": len(validation),
+    }
+
+
+def _train(
+    run: Run,
+    config: RunConfig,
+    model: VQVAE,
+    source: Source,
+    validation: Source,
+    first_step: int,
+    tensorboard: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """From `first_step` to the end, whatever that is; run.json then says which it was."""
+    settings, data = config.train, config.data
+    batches = training_batches(source, training_transforms(data.pad, data.crop, data.flip), settings.batch_size, settings.seed)
+    cropped = evaluation_transforms(data.pad, data.crop)
+    check = evaluation_batches(validation, cropped, settings.batch_size, limit=data.validation_images)
+    samples = {
+        "train": next(iterate(evaluation_batches(source, cropped, SAMPLED), threads=0))["images"],
+        "validation": next(iterate(evaluation_batches(validation, cropped, SAMPLED), threads=0))["images"],
+    }
+    inputs = _TimedInputs(iterate(batches, start=first_step))
+    codebook = config.codebook
+    writer = _TensorBoard(run) if tensorboard else None
+
+    def log(record: dict[str, Any]) -> None:
+        progress.log(record)
+        if writer:
+            writer.log(record)
+
+    validate = Validate(run, lambda: iterate(check), settings.validate_every, log)
+    metrics = LogMetrics(
+        run, settings.log_every, settings.batch_size, lambda: inputs.waited, lambda: between.seconds, log
+    )
+    actions: list[Any] = [metrics, validate]
+    if codebook.initialise_from_data:
+        actions.append(InitialiseCodebook(lambda: iterate(batches), settings.seed))
+    if codebook.replace_dead_every:
+        until = round(codebook.replace_until * settings.steps)
+        every, below = codebook.replace_dead_every, codebook.dead_below
+        actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, settings.seed, progress.note))
+    actions.append(DrawSamples(run, samples, settings.sample_every, writer.pictures if writer else lambda step, pictures: None))
+    actions.append(SaveCheckpoint(run, config.checkpoint.every_steps, config.checkpoint.every_minutes, config.checkpoint.keep, validate))
+
+    with _stop_signals() as stop, _status_on_error(run):
+        between = BetweenSteps(actions, first_step, settings.steps, stop.is_set, progress.step)
+        if first_step < settings.steps:
+            progress.start(settings.steps, first_step)
+            model.fit(
+                inputs.images(), steps_per_epoch=settings.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
+            )
+        artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
+        progress.stop()
+    status = "finished" if between.step == settings.steps else "interrupted"
+    run.update_record(status=status, steps=between.step, ended=_now())
+    return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
+
+
+def _with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
+    """The configuration with the images that were asked for; absolute paths, so that a run is evaluated from anywhere."""
+    changes = {}
+    if data is not None:
+        changes["source"] = str(locate(config.data.source, data).resolve())
+    if validation_data is not None:
+        changes["validation"] = str(locate(str(validation_data)).resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+
+def _open(config: RunConfig) -> tuple[Source, Source]:
+    """Training and validation images that fit the configuration."""
+    data = config.data
+    source = open_source(data.source, "train")
+    validation = open_source(data.validation, "test") if data.validation else open_source(data.source, "test")
+    for images in (source, validation):
+        images.check(data.crop, data.pad)
+    if validation.channels != source.channels:
+        raise DataError(
+            f"Validation images must have the {source.channels} channels of the training images. Received: "
+            f"{validation.channels} in {validation.name}."
+        )
+    if config.train.batch_size > len(source):
+        raise ConfigError(
+            f"train.batch_size must not be larger than the data set, {len(source)} images. Received: {config.train.batch_size}."
+        )
+    return source, validation
+
+
+def _compiled(config: RunConfig, channels: int) -> VQVAE:
+    model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
+    model.compile(optimizer=keras.optimizers.Adam(_learning_rate(config.train)))
+    return model
+
+
+def _learning_rate(train: TrainConfig) -> Any:
+    if train.schedule == "constant" and not train.warmup_steps:
+        return train.learning_rate
+    # A cosine that decays to all of its start is a constant, so that one schedule serves both.
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if train.warmup_steps else train.learning_rate,
+        decay_steps=max(train.steps - train.warmup_steps, 1),
+        alpha=1.0 if train.schedule == "constant" else 0.0,
+        warmup_target=train.learning_rate if train.warmup_steps else None,
+        warmup_steps=train.warmup_steps,
+    )
+
+
+def _resumed_config(run: Run, config: RunConfig) -> RunConfig:
+    """The configuration to go on with: that of the run, with more steps if they were asked for."""
+    if not run.exists:
+        raise RunError(f"{run.folder} holds no run to resume. Leave --resume away to start one.")
+    before, now = run.config, config
+    longer = before.model_copy(update={"train": before.train.model_copy(update={"steps": now.train.steps})})
+    if longer != now:
+        old, new = _flat(longer.model_dump()), _flat(now.model_dump())
+        differences = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if new[key] != old.get(key))
+        raise RunError(f"{run.folder} was started with another configuration: {differences}. Only train.steps may change.")
+    return now
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _record(config: RunConfig, command: str | None) -> dict[str, Any]:
+    backend = keras.backend.backend()
+    return {
+        "status": "running",
+        "kvq": __version__,
+        "keras": keras.__version__,
+        "python": sys.version.split()[0],
+        "backend": backend,
+        "devices": backends.devices(backend),
+        "seed": config.train.seed,
+        "command": command,
+        "started": _now(),
+        "process": os.getpid(),
+    }
+
+
+def _last_record(run: Run) -> dict[str, Any]:
+    records = [record for record in run.read_metrics() if record["split"] == "train"]
+    return records[-1] if records else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _status_on_error(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.update_record(status="interrupted", ended=_now())
+        raise
+    except BaseException as error:
+        run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=_now())
+        raise
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C or SIGTERM, for training to end with the step under way; the second one ends at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    try:
+        for number in before:
+            signal.signal(number, on_signal)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _TimedInputs:
+    """Training batches, and how long training waited for them.
+
+    Where a backend fetches ahead by itself, as TensorFlow does, that is an upper bound.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]]):
+        self.batches = batches
+        self.waited = 0.0
+
+    def images(self) -> Iterator[tuple[np.ndarray]]:
+        while True:
+            started = time.perf_counter()
+            batch = next(self.batches)
+            self.waited += time.perf_counter() - started
+            yield (batch["images"],)
+
+
+class _TensorBoard:
+    """Writes records and pictures as TensorBoard summaries."""
+
+    def __init__(self, run: Run):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ConfigError('TensorBoard summaries need the extra: pip install "kvq[tensorboard]".') from None
+        self.writer = SummaryWriter(str(run.tensorboard))
+
+    def log(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        self.writer.flush()
+
+    def pictures(self, step: int, pictures: dict[str, Any]) -> None:
+        for name, picture in pictures.items():
+            self.writer.add_image(f"samples/{name}", np.asarray(picture.convert("RGB")), step, dataformats="HWC")

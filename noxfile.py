@@ -1,0 +1,56 @@
+"""`nox` checks everything: lint, types, and the tests once per backend, each where no other backend is installed."""
+
+import shutil
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = True
+
+BACKENDS = ["jax", "tensorflow", "torch"]
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Install what is asked for at the tested versions."""
+    # setuptools reuses build/ and would pack files that the tree no longer has.
+    shutil.rmtree("build", ignore_errors=True)
+    session.install("--constraint", "constraints.txt", *packages)
+
+
+def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+    """Run the tests on `backend`, against the installed kvq."""
+    # JAX' ONNX exporter brings jax along, so it is tested on JAX alone.
+    extras = f"{backend},test,onnx" if backend == "jax" else f"{backend},test"
+    install(session, f".[{extras}]")
+    # The safe path keeps the checkout out of sys.path in the processes that tests start, too.
+    session.run("pytest", *arguments, *session.posargs, env={"KERAS_BACKEND": backend, "PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes."""
+    install(session, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types."""
+    install(session, "mypy", ".")
+    # Folders, not the installed packages: mypy does not follow setuptools' mapping of names.
+    session.run("mypy", "kvq", "cli")
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """The quick tests on one backend."""
+    pytest(session, backend)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def slow(session: nox.Session, backend: str) -> None:
+    """The tests that take minutes."""
+    pytest(session, backend, "-m", "slow")
