@@ -26,5 +26,6 @@ def export(
         from kvq.exporters import export
 
         report = export(model, format, out, parts=part)
-    for name, value in report.items():
-        print(f"{name}: {output.number(value)}")
+    for part in report["parts"].values():
+        print(part.pop("file"), *(f"{name.replace('_', ' ')} {output.number(value)}" for name, value in part.items()), sep="  ")
+    output.say(f"written by {report['backend']}, compared with the model on {report['compared_on']}")

@@ -1,27 +1,19 @@
 """What a long command shows while it runs: a live display on a terminal, plain lines where stderr is a file or a pipe.
 
-Both take the calls that `kvq.training.train` and `kvq.evaluation.evaluate` make on their `progress`.
+Both are a `kvq.progress.Progress`.
 """
 
 import os
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
+
+from kvq.progress import Progress
 
 from .output import number, say
 
 # What a record holds beside the loss and its terms.
 NOT_TERMS = {"step", "split", "loss", "psnr", "ssim", "usage", "perplexity", "images_per_second", "input_wait"}
-
-
-class Progress(Protocol):
-    """What a run tells whoever watches."""
-
-    def start(self, total_steps: int, first_step: int) -> None: ...
-    def step(self, step: int) -> None: ...
-    def log(self, record: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def stop(self) -> None: ...
 
 
 def choose_progress(unit: str = "step") -> Progress:
@@ -44,16 +36,13 @@ def figures(record: dict[str, Any]) -> dict[str, str]:
     return shown
 
 
-class LineProgress:
+class LineProgress(Progress):
     """One plain line for each record."""
 
     def start(self, total_steps: int, first_step: int) -> None:
         self.total = total_steps
         self.first = first_step
         self.started = time.monotonic()
-
-    def step(self, step: int) -> None:
-        pass
 
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
@@ -66,11 +55,8 @@ class LineProgress:
     def note(self, text: str) -> None:
         say(text)
 
-    def stop(self) -> None:
-        pass
 
-
-class LiveProgress:
+class LiveProgress(Progress):
     """A bar with the remaining time, and under it the newest figures of each split, one a row: narrow terminals show them too."""
 
     # Seconds between two moves of the bar. Training calls `step` up to thousands of times a second.
@@ -128,7 +114,8 @@ class LiveProgress:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        table.add_column("", no_wrap=True)
+        # Where there is little room, names give way before figures.
+        table.add_column("", overflow="ellipsis")
         for split in self.newest:
             table.add_column(split, justify="right", no_wrap=True)
         names = dict.fromkeys(name for shown in self.newest.values() for name in shown)

@@ -16,14 +16,15 @@ import numpy as np
 from pydantic import Field
 
 from kvq import __version__
-from kvq.config import LossConfig, ModelConfig, QuantizerConfig, RunConfig, Section, check as check_section
+from kvq.config import LossConfig, ModelConfig, QuantizerConfig, RunConfig, Section
+from kvq.config import check as check_section
 from kvq.errors import ArtifactError, ConfigError
 from kvq.run import new_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from kvq.model import VQVAE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 _CONFIG_LIMIT = 2**20  # bytes
 _HEADER_LIMIT = 2**22  # bytes
@@ -42,10 +43,11 @@ class Grid(Section):
 
 
 class Images(Section):
-    """Images that the model was trained on: channels, and side in pixels after the crop."""
+    """Images that the model was trained on: channels, margin in pixels before the crop, and side after it."""
 
     channels: Annotated[int, Field(ge=1, le=64)]
-    crop: Size
+    pad: Annotated[int, Field(ge=0, le=1024)]
+    crop: Annotated[int, Field(ge=4, le=8192)]
 
 
 class TrainedOn(Section):
@@ -92,7 +94,7 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
     import keras
     from safetensors.numpy import save as to_bytes
 
-    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for name, weight in tensors(model)}
+    arrays = {name: np.asarray(keras.ops.convert_to_numpy(weight), order="C") for name, weight in tensors(model)}
     weights = to_bytes(arrays)
     side = config.data.crop // config.model.downsampling
     described = ArtifactConfig(
@@ -103,7 +105,7 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         quantizer=config.quantizer,
         loss=config.loss,
         grids=[Grid(name="grid", shape=[side, side], vocabulary=config.quantizer.codebook_size, depth=1)],
-        images=Images(channels=channels, crop=config.data.crop),
+        images=Images(channels=channels, pad=config.data.pad, crop=config.data.crop),
         data=TrainedOn(name=source, split=split),
         trained=Trained(steps=steps, backend=keras.backend.backend()),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
@@ -201,7 +203,9 @@ def _check_tensors(path: Path, config: ArtifactConfig) -> None:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise ArtifactError(f"{path} is not a safetensors file, or was cut: it declares a header of {length} bytes in {size}.")
+            raise ArtifactError(
+                f"{path} is not a safetensors file, or was cut: it declares a header of {length} bytes in {size}."
+            )
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
@@ -211,7 +215,9 @@ def _check_tensors(path: Path, config: ArtifactConfig) -> None:
     header.pop("__metadata__", None)
     if {*header} != {*config.tensors}:
         names = sorted({*header} ^ {*config.tensors})
-        raise ArtifactError(f"{path} and {CONFIG_NAME} do not name the same tensors. In one of them only: {', '.join(names)[:200]}.")
+        raise ArtifactError(
+            f"{path} and {CONFIG_NAME} do not name the same tensors. In one of them only: {', '.join(names)[:200]}."
+        )
     end = 0
     for name, spec in sorted(config.tensors.items(), key=lambda item: _offsets(path, header, item[0])):
         entry, (begin, stop) = header[name], _offsets(path, header, name)
@@ -220,7 +226,9 @@ def _check_tensors(path: Path, config: ArtifactConfig) -> None:
                 f"{path}: {name} is {entry.get('dtype')} {entry.get('shape')!s:.80}; {CONFIG_NAME} says F32 {spec.shape}."
             )
         if begin != end or stop - begin != 4 * math.prod(spec.shape):
-            raise ArtifactError(f"{path}: the data of {name} do not lie where {4 * math.prod(spec.shape)} bytes from {end} would.")
+            raise ArtifactError(
+                f"{path}: the data of {name} do not lie where {4 * math.prod(spec.shape)} bytes from {end} would."
+            )
         end = stop
     if end != size - 8 - length:
         raise ArtifactError(f"{path} has {size - 8 - length} bytes of data; its tensors need {end}. It was cut or added to.")

@@ -29,7 +29,7 @@ def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validati
         validation_psnr: In dB, measured at this very step, if it was. The best checkpoint is the one with the highest.
     """
     folder = run.checkpoints / f"step_{step:08d}"
-    arrays = {name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in _state(model)}
+    arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable), order="C") for name, variable in _state(model)}
     content = save(arrays)
     description = {
         "format_version": FORMAT_VERSION,

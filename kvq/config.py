@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import pydantic
 import tomli_w
@@ -119,8 +119,8 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1)
 
 
-ModelConfig = Annotated[Union[PlainModel, ResNetModel, PaperModel], Field(discriminator="network")]
-QuantizerConfig = Annotated[Union[VectorQuantizerConfig, EMAVectorQuantizerConfig], Field(discriminator="kind")]
+ModelConfig = Annotated[PlainModel | ResNetModel | PaperModel, Field(discriminator="network")]
+QuantizerConfig = Annotated[VectorQuantizerConfig | EMAVectorQuantizerConfig, Field(discriminator="kind")]
 
 
 class RunConfig(Section):
@@ -249,9 +249,8 @@ def _in_words(model: type[pydantic.BaseModel], mistake: dict[str, Any]) -> str:
             return f"{key}.{context['discriminator'].strip(chr(39))}: is missing."
         case "union_tag_invalid":
             tags = context["expected_tags"].replace("'", "").split(", ")
-            near = _nearest(str(context["tag"]), tags)
-            field = context["discriminator"].strip("'")
-            return f"{key}.{field}: must be one of {', '.join(tags)}. Received: {context['tag']!r}{near}."
+            field, hint = context["discriminator"].strip("'"), _nearest(str(context["tag"]), tags)
+            return f"{key}.{field}: must be one of {', '.join(tags)}. Received: {context['tag']!r}{hint}."
         case "value_error":
             return str(context["error"])
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
@@ -279,4 +278,5 @@ def _walk(model: type[pydantic.BaseModel], loc: tuple[Any, ...]) -> tuple[type[p
 
 
 def _tags(member: type[pydantic.BaseModel]) -> set[Any]:
-    return {tag for field in ("network", "kind") if field in member.model_fields for tag in get_args(member.model_fields[field].annotation)}
+    fields = [member.model_fields[name] for name in ("network", "kind") if name in member.model_fields]
+    return {tag for field in fields for tag in get_args(field.annotation)}

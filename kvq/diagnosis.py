@@ -100,7 +100,7 @@ def problems(found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def data_sets() -> dict[str, str | None]:
     """The named data sets, each with the folder or file where it is, or None. Downloads nothing."""
-    from kvq.data.sources import KNOWN, find
+    from kvq.data.places import KNOWN, find
 
     return {name: str(place) if (place := find(name)) else None for name in KNOWN}
 

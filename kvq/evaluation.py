@@ -9,10 +9,12 @@ import keras
 import numpy as np
 
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
+from kvq.data.sources import Batch
 from kvq.errors import DataError
 from kvq.metrics import CodebookUsage, psnr, ssim
 from kvq.model import VQVAE
 from kvq.ops import to_uint8
+from kvq.progress import Progress
 from kvq.tokenizer import Tokenizer, model_folder
 
 
@@ -22,7 +24,7 @@ def evaluate(
     split: str = "test",
     images: int | None = None,
     batch_size: int = 64,
-    progress: Any = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measures a saved tokenizer.
 
@@ -44,12 +46,14 @@ def evaluate(
     """
     tokenizer = Tokenizer.load(path)
     config = tokenizer.config
-    source = open_source(str(data) if data is not None else _trained_on(path, config.data.name), split)
+    source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
     crop = config.images.crop
-    source.check(crop)
+    source.check(crop, config.images.pad)
     if source.channels != config.images.channels:
-        raise DataError(f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}.")
-    batches = evaluation_batches(source, evaluation_transforms(pad=0, crop=crop), batch_size, limit=images)
+        raise DataError(
+            f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}."
+        )
+    batches = evaluation_batches(source, evaluation_transforms(config.images.pad, crop), batch_size, limit=images)
     if progress:
         progress.start(len(batches), 0)
     result = measure(tokenizer.model, iterate(batches), progress)
@@ -65,7 +69,7 @@ def evaluate(
     }
 
 
-def measure(model: VQVAE, batches: Iterable[dict[str, Any]], progress: Any = None) -> dict[str, Any]:
+def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = None) -> dict[str, Any]:
     """The measurements of `evaluate` on batches of images that are already cropped."""
     codes = CodebookUsage(model.quantizer.codebook_size)
     values: dict[str, list[np.ndarray]] = {}
@@ -96,7 +100,7 @@ def measure(model: VQVAE, batches: Iterable[dict[str, Any]], progress: Any = Non
     }
 
 
-def _trained_on(path: str | Path, name: str) -> str:
+def trained_on(path: str | Path, name: str) -> str:
     """The source of the run that a model lies in, which may be a path; else the name that the model carries."""
     from kvq.run import Run
 

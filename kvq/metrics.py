@@ -64,8 +64,8 @@ def ssim(images: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 def _window_sums(values: np.ndarray) -> np.ndarray:
     """Sums over all windows inside (n, h, w, c), by rows and then by columns."""
     height, width = (side - SSIM_WINDOW + 1 for side in values.shape[1:3])
-    rows = sum(values[:, i : i + height] for i in range(SSIM_WINDOW))
-    return sum(rows[:, :, j : j + width] for j in range(SSIM_WINDOW))  # type: ignore[return-value]
+    rows = np.sum([values[:, i : i + height] for i in range(SSIM_WINDOW)], axis=0)
+    return np.sum([rows[:, :, j : j + width] for j in range(SSIM_WINDOW)], axis=0)
 
 
 @keras.saving.register_keras_serializable(package="kvq")

@@ -9,8 +9,22 @@ from kvq.metrics import CodebookUsage
 from kvq.ops import Tensor, mean_per_image, psnr_from_mse, rescale, to_uint8
 
 
+class _Composite(keras.Model):
+    """A model made of `parts`, attributes that are models or layers and that its configuration holds."""
+
+    parts: tuple[str, ...] = ()
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **{name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self.parts}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        load = keras.saving.deserialize_keras_object
+        return cls(**{**config, **{name: load(config[name], custom_objects=custom_objects) for name in cls.parts}})
+
+
 @keras.saving.register_keras_serializable(package="kvq")
-class VQVAE(keras.Model):
+class VQVAE(_Composite):
     """Images to a grid of indices and back.
 
     Args:
@@ -30,6 +44,8 @@ class VQVAE(keras.Model):
     `fit` minimises the mean over images of the sum of all terms; `y` is not used.
     """
 
+    parts = ("encoder", "quantizer", "decoder")
+
     def __init__(
         self,
         encoder: keras.Model,
@@ -44,15 +60,11 @@ class VQVAE(keras.Model):
         self.decoder = decoder
         self.loss_weights = {"reconstruction": 1.0, **(loss_weights or {})}
         # A training step sees no target but its own input, so that these stand in for `compile(metrics=...)`.
-        self.means = {
-            name: keras.metrics.Mean(name=name) for name in ("reconstruction", *quantizer.loss_names, "psnr")
-        }
+        self.means = {name: keras.metrics.Mean(name=name) for name in ("reconstruction", *quantizer.loss_names, "psnr")}
         self.codebook_usage = CodebookUsage(quantizer.codebook_size)
 
     def build(self, images_shape: tuple[int | None, ...]) -> None:
-        if not self.quantizer.built:
-            self.quantizer.build(self.encoder.compute_output_shape(images_shape))
-        self.built = True
+        _build_quantizer(self.quantizer, self.encoder.output_shape)
 
     def call(self, images: Tensor, training: bool = False) -> dict[str, Any]:
         latents = self.encoder(rescale(images), training=training)
@@ -85,52 +97,62 @@ class VQVAE(keras.Model):
         return decode(self.quantizer, self.decoder, indices)
 
     def get_config(self) -> dict[str, Any]:
-        parts = {"encoder": self.encoder, "quantizer": self.quantizer, "decoder": self.decoder}
-        return {**super().get_config(), **_serialized(parts), "loss_weights": dict(self.loss_weights)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "VQVAE":
-        return cls(**_deserialized(config, ("encoder", "quantizer", "decoder"), custom_objects))
+        return {**super().get_config(), "loss_weights": dict(self.loss_weights)}
 
 
 @keras.saving.register_keras_serializable(package="kvq")
-class ImageEncoder(keras.Model):
+class ImageEncoder(_Composite):
     """The half of a tokenizer that turns uint8 images (batch, h, w, channels) into int32 indices (batch, h', w')."""
+
+    parts = ("encoder", "quantizer")
 
     def __init__(self, encoder: keras.Model, quantizer: keras.layers.Layer, **kwargs: Any):
         super().__init__(**kwargs)
         self.encoder = encoder
         self.quantizer = quantizer
 
+    def build(self, images_shape: tuple[int | None, ...]) -> None:
+        _build_quantizer(self.quantizer, self.encoder.output_shape)
+
     def call(self, images: Tensor) -> Any:
         return encode(self.encoder, self.quantizer, images)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **_serialized({"encoder": self.encoder, "quantizer": self.quantizer})}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "ImageEncoder":
-        return cls(**_deserialized(config, ("encoder", "quantizer"), custom_objects))
-
 
 @keras.saving.register_keras_serializable(package="kvq")
-class ImageDecoder(keras.Model):
+class ImageDecoder(_Composite):
     """The half of a tokenizer that turns int32 indices (batch, h', w') into uint8 images (batch, h, w, channels)."""
+
+    parts = ("quantizer", "decoder")
 
     def __init__(self, quantizer: keras.layers.Layer, decoder: keras.Model, **kwargs: Any):
         super().__init__(**kwargs)
         self.quantizer = quantizer
         self.decoder = decoder
 
+    def build(self, indices_shape: tuple[int | None, ...]) -> None:
+        _build_quantizer(self.quantizer, self.decoder.input_shape)
+
     def call(self, indices: Tensor) -> Any:
         return decode(self.quantizer, self.decoder, indices)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **_serialized({"quantizer": self.quantizer, "decoder": self.decoder})}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "ImageDecoder":
-        return cls(**_deserialized(config, ("quantizer", "decoder"), custom_objects))
+@keras.saving.register_keras_serializable(package="kvq")
+class ImageAutoencoder(_Composite):
+    """Both halves in a row: uint8 images (batch, h, w, channels) to their uint8 reconstructions."""
+
+    parts = ("encoder", "quantizer", "decoder")
+
+    def __init__(self, encoder: keras.Model, quantizer: keras.layers.Layer, decoder: keras.Model, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.quantizer = quantizer
+        self.decoder = decoder
+
+    def build(self, images_shape: tuple[int | None, ...]) -> None:
+        _build_quantizer(self.quantizer, self.encoder.output_shape)
+
+    def call(self, images: Tensor) -> Any:
+        return decode(self.quantizer, self.decoder, encode(self.encoder, self.quantizer, images))
 
 
 def encode(encoder: keras.Model, quantizer: keras.layers.Layer, images: Tensor) -> Any:
@@ -145,13 +167,10 @@ def decode(quantizer: keras.layers.Layer, decoder: keras.Model, indices: Any) ->
     return to_uint8(decoder(codes, training=False))
 
 
-def _serialized(parts: dict[str, Any]) -> dict[str, Any]:
-    return {name: keras.saving.serialize_keras_object(part) for name, part in parts.items()}
-
-
-def _deserialized(config: dict[str, Any], parts: tuple[str, ...], custom_objects: Any) -> dict[str, Any]:
-    load = keras.saving.deserialize_keras_object
-    return {**config, **{name: load(config[name], custom_objects=custom_objects) for name in parts}}
+def _build_quantizer(quantizer: keras.layers.Layer, latents_shape: tuple[int | None, ...]) -> None:
+    """Encoder and decoder come built; the quantizer learns its dimension from them."""
+    if not quantizer.built:
+        quantizer.build(latents_shape)
 
 
 MODELS = {"vqvae": VQVAE}

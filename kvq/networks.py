@@ -48,9 +48,7 @@ def _transposed_conv(name: str, filters: int, size: int, strides: int = 1) -> la
     # He's variance for what an output really sums: with stride s, 1/s^2 of the kernel. Its inputs are what Keras calls
     # "fan_out" here, because the kernel of a transposed convolution is (height, width, filters, inputs).
     variance = keras.initializers.VarianceScaling(2.0 * strides**2, mode="fan_out", distribution="truncated_normal")
-    return layers.Conv2DTranspose(
-        filters, size, strides, padding="same", kernel_initializer=variance, name=f"{name}_conv"
-    )
+    return layers.Conv2DTranspose(filters, size, strides, padding="same", kernel_initializer=variance, name=f"{name}_conv")
 
 
 def _leaky_relu(tensor: Any, name: str) -> Any:

@@ -58,7 +58,7 @@ class Run:
             RunError: If the folder holds a run (unless told to overwrite it), holds anything else, or cannot be written.
         """
         if self.exists and not overwrite:
-            raise RunError(f"{self.folder} holds a run. Give --resume to continue it, --overwrite to replace it, or another --out.")
+            raise RunError(f"{self.folder} holds a run. Give --resume to go on, --overwrite to replace it, or another --out.")
         if self.folder.exists() and not self.exists and any(self.folder.iterdir() if self.folder.is_dir() else [1]):
             raise RunError(f"{self.folder} exists and is not a run folder. Give another --out.")
         try:
@@ -108,7 +108,9 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"{self.folder} is being written by another process. Wait for it, or give another --out.") from None
+                raise RunError(
+                    f"{self.folder} is being written by another process. Wait for it, or give another --out."
+                ) from None
             yield
 
 

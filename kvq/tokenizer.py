@@ -78,9 +78,7 @@ class Tokenizer:
             raise ValueError(f"`indices` must be integers (n, h', w'). Received: {indices.dtype} {indices.shape}.")
         # Checked here, because an index out of range is silently NaN on some backends.
         if indices.min() < 0 or indices.max() >= self.vocabulary_size:
-            raise ValueError(
-                f"`indices` must be in [0, {self.vocabulary_size}). Received: {indices.min()} to {indices.max()}."
-            )
+            raise ValueError(f"`indices` must be in [0, {self.vocabulary_size}). Received: {indices.min()} to {indices.max()}.")
         return _by_batch(self._decoder, indices.astype("int32"), batch_size)
 
 

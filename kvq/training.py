@@ -2,64 +2,40 @@
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 
 from kvq import __version__, artifact, backends
 from kvq.build import build_model
-from kvq.callbacks import BetweenSteps, DrawSamples, InitialiseCodebook, LogMetrics, ReplaceDeadCodes, SaveCheckpoint, Validate
+from kvq.callbacks import BetweenSteps, DrawSamples, LogMetrics, SaveCheckpoint, Validate
 from kvq.checkpoint import restore_checkpoint
+from kvq.codebook_callbacks import InitialiseCodebook, ReplaceDeadCodes
 from kvq.config import RunConfig, TrainConfig, load_config
-from kvq.data import evaluation_batches, evaluation_transforms, iterate, locate, open_source, training_batches
-from kvq.data import training_transforms
-from kvq.data.sources import Source
+from kvq.data import (
+    evaluation_batches,
+    evaluation_transforms,
+    iterate,
+    locate,
+    open_source,
+    training_batches,
+    training_transforms,
+)
+from kvq.data.sources import Batch, Source
 from kvq.errors import ConfigError, DataError, RunError
 from kvq.model import VQVAE
+from kvq.progress import Progress
 from kvq.run import Run
+from kvq.signals import stop_signals
+from kvq.tensorboard import TensorBoard
 
 SAMPLED = 16  # images in each grid
-
-
-class Progress(Protocol):
-    """Whoever watches a run."""
-
-    def start(self, total_steps: int, first_step: int) -> None: ...
-
-    def step(self, step: int) -> None: ...
-
-    def log(self, record: dict[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Unwatched:
-    """Progress that nobody looks at."""
-
-    def start(self, total_steps: int, first_step: int) -> None:
-        pass
-
-    def step(self, step: int) -> None:
-        pass
-
-    def log(self, record: dict[str, Any]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def train(
@@ -98,7 +74,7 @@ def train(
     name = name or ("run" if isinstance(config, RunConfig) else Path(config).stem)
     config = config if isinstance(config, RunConfig) else load_config(config)
     config = _with_data(config, data, validation_data)
-    progress = progress or Unwatched()
+    progress = progress or Progress()
     run = Run(out or Path("runs") / name)
     source, validation = _open(config)
 
@@ -144,47 +120,38 @@ def _train(
     progress: Progress,
 ) -> dict[str, Any]:
     """From `first_step` to the end, whatever that is; run.json then says which it was."""
-    settings, data = config.train, config.data
-    batches = training_batches(source, training_transforms(data.pad, data.crop, data.flip), settings.batch_size, settings.seed)
+    train, data, codebook, checkpoint = config.train, config.data, config.codebook, config.checkpoint
+    batches = training_batches(source, training_transforms(data.pad, data.crop, data.flip), train.batch_size, train.seed)
     cropped = evaluation_transforms(data.pad, data.crop)
-    check = evaluation_batches(validation, cropped, settings.batch_size, limit=data.validation_images)
+    checked = evaluation_batches(validation, cropped, train.batch_size, limit=data.validation_images)
     samples = {
-        "train": next(iterate(evaluation_batches(source, cropped, SAMPLED), threads=0))["images"],
-        "validation": next(iterate(evaluation_batches(validation, cropped, SAMPLED), threads=0))["images"],
+        name: next(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0))["images"]
+        for name, images in (("train", source), ("validation", validation))
     }
     inputs = _TimedInputs(iterate(batches, start=first_step))
-    codebook = config.codebook
-    writer = _TensorBoard(run) if tensorboard else None
+    watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
-    def log(record: dict[str, Any]) -> None:
-        progress.log(record)
-        if writer:
-            writer.log(record)
-
-    validate = Validate(run, lambda: iterate(check), settings.validate_every, log)
-    metrics = LogMetrics(
-        run, settings.log_every, settings.batch_size, lambda: inputs.waited, lambda: between.seconds, log
-    )
-    actions: list[Any] = [metrics, validate]
-    if codebook.initialise_from_data:
-        actions.append(InitialiseCodebook(lambda: iterate(batches), settings.seed))
-    if codebook.replace_dead_every:
-        until = round(codebook.replace_until * settings.steps)
-        every, below = codebook.replace_dead_every, codebook.dead_below
-        actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, settings.seed, progress.note))
-    actions.append(DrawSamples(run, samples, settings.sample_every, writer.pictures if writer else lambda step, pictures: None))
-    actions.append(SaveCheckpoint(run, config.checkpoint.every_steps, config.checkpoint.every_minutes, config.checkpoint.keep, validate))
-
-    with _stop_signals() as stop, _status_on_error(run):
-        between = BetweenSteps(actions, first_step, settings.steps, stop.is_set, progress.step)
-        if first_step < settings.steps:
-            progress.start(settings.steps, first_step)
-            model.fit(
-                inputs.images(), steps_per_epoch=settings.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
-            )
+    with stop_signals() as stop, _status_on_error(run):
+        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step)
+        metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
+        validate = Validate(run, lambda: iterate(checked), train.validate_every, watchers)
+        between.actions += [metrics, validate]
+        if codebook.initialise_from_data:
+            between.actions.append(InitialiseCodebook(lambda: iterate(batches), train.seed))
+        if codebook.replace_dead_every:
+            until = round(codebook.replace_until * train.steps)
+            every, below = codebook.replace_dead_every, codebook.dead_below
+            between.actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, train.seed, progress.note))
+        between.actions += [
+            DrawSamples(run, samples, train.sample_every, watchers),
+            SaveCheckpoint(run, checkpoint.every_steps, checkpoint.every_minutes, checkpoint.keep, validate),
+        ]
+        if first_step < train.steps:
+            progress.start(train.steps, first_step)
+            model.fit(inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between])
         artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
         progress.stop()
-    status = "finished" if between.step == settings.steps else "interrupted"
+    status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=_now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
 
@@ -294,36 +261,13 @@ def _status_on_error(run: Run) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM, for training to end with the step under way; the second one ends at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    try:
-        for number in before:
-            signal.signal(number, on_signal)
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _TimedInputs:
     """Training batches, and how long training waited for them.
 
     Where a backend fetches ahead by itself, as TensorFlow does, that is an upper bound.
     """
 
-    def __init__(self, batches: Iterator[dict[str, Any]]):
+    def __init__(self, batches: Iterator[Batch]):
         self.batches = batches
         self.waited = 0.0
 
@@ -333,24 +277,3 @@ class _TimedInputs:
             batch = next(self.batches)
             self.waited += time.perf_counter() - started
             yield (batch["images"],)
-
-
-class _TensorBoard:
-    """Writes records and pictures as TensorBoard summaries."""
-
-    def __init__(self, run: Run):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise ConfigError('TensorBoard summaries need the extra: pip install "kvq[tensorboard]".') from None
-        self.writer = SummaryWriter(str(run.tensorboard))
-
-    def log(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
-        self.writer.flush()
-
-    def pictures(self, step: int, pictures: dict[str, Any]) -> None:
-        for name, picture in pictures.items():
-            self.writer.add_image(f"samples/{name}", np.asarray(picture.convert("RGB")), step, dataformats="HWC")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from kvq.data import ArraySource, FolderSource, evaluation_batches, evaluation_transforms, iterate, training_batches
-from kvq.data.sources import VectorSource, image_names
+from kvq.data.files import image_names
+from kvq.data.sources import VectorSource
 from kvq.data.transforms import Chain, training_transforms, uniform_numbers
 from kvq.errors import DataError
 
@@ -84,10 +85,10 @@ def test_batch_k_depends_neither_on_threads_nor_on_where_one_starts(kind, thread
 
 def test_batches_are_the_same_in_another_pipeline_and_after_pickling(arrays):
     dataset = training_batches(arrays, RECIPE, BATCH, seed=1)
-    again = training_batches(arrays, RECIPE, BATCH, seed=1)
-    assert_same(dataset[5], again[5])
-    for pipeline in (dataset, training_batches(OneByOne(arrays), RECIPE, BATCH, seed=1)):
-        assert_same(pickle.loads(pickle.dumps(pipeline))[5], dataset[5])
+    assert_same(dataset[5], training_batches(arrays, RECIPE, BATCH, seed=1)[5])
+    for source in (arrays, OneByOne(arrays)):
+        pipeline = pickle.loads(pickle.dumps(training_batches(source, RECIPE, BATCH, seed=1)))
+        assert_same(pipeline[5], dataset[5])
 
 
 def test_starting_late_reads_nothing_of_what_lies_before(arrays):

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kvq.data import sources
-from kvq.data.sources import (
-    ArraySource,
-    FolderSource,
-    VectorSource,
-    decode_image,
-    image_names,
-    locate,
-    open_source,
-    read_idx,
-)
+from kvq.data import places
+from kvq.data.files import decode_image, image_names, read_idx
+from kvq.data.places import locate
+from kvq.data.sources import ArraySource, FolderSource, VectorSource, open_source
 from kvq.errors import DataError
 
 IDX = {
@@ -66,7 +59,7 @@ def nowhere(tmp_path, monkeypatch):
     """No data set of this machine is found, and nothing is downloaded."""
     monkeypatch.delenv("KVQ_DATA", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras home"))
-    monkeypatch.setattr(sources, "SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "system")
 
     def offline(name):
         raise DataError(f"Could not download {name}: no network.")
@@ -393,7 +386,7 @@ def test_the_shipped_images_are_found_and_whole():
 def test_known_names_are_found_in_their_places(tmp_path, monkeypatch, name, place):
     monkeypatch.setenv("KVQ_DATA", str(tmp_path / "KVQ_DATA"))
     path = write_npz(tmp_path / place) if place.endswith(".npz") else write_idx_set(tmp_path / place)
-    assert locate(name) == path
+    assert places.find(name) == locate(name) == path
     assert open_source(name).name == name
 
 
@@ -410,6 +403,12 @@ def test_an_incomplete_folder_is_passed_over(tmp_path, monkeypatch):
     (partial / "t10k-images-idx3-ubyte.gz").unlink()
     whole = write_npz(tmp_path / "keras home/datasets/mnist.npz")
     assert locate("mnist") == whole
+
+
+def test_finding_downloads_nothing(monkeypatch):
+    monkeypatch.setattr("kvq.download.download", lambda name: pytest.fail("tried to download"))
+    found = [name for name in places.KNOWN if places.find(name)]
+    assert found == ["fashion_mnist_mini"]
 
 
 def test_the_last_resort_is_the_download(monkeypatch, tmp_path):
@@ -440,6 +439,8 @@ def test_data_overrides_where_a_known_set_is_looked_for(tmp_path):
     assert locate("mnist", mine) == mine
     assert locate("mnist", tmp_path / "collection") == inside
     assert locate("photos/that/are/not/here", mine) == mine
+    write_idx_set(mine / "mnist")
+    assert locate("mnist", mine) == mine, "what the user names comes before what lies in it"
     assert open_source("mnist", data=mine).name == "mine"
     assert open_source("mnist", data=str(tmp_path / "collection")).name == "mnist"
 
@@ -475,13 +476,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
 
 def test_of_several_kinds_idx_comes_first_then_npz_then_images(tmp_path):
     write_image(tmp_path / "a.png")
-    assert sources.recognise(tmp_path) == "images"
+    assert places.recognise(tmp_path) == "images"
     write_npz(tmp_path / "features.npz", embeddings=np.zeros(3))
-    assert sources.recognise(tmp_path) == "images", "an .npz of something else hides the images"
+    assert places.recognise(tmp_path) == "images", "an .npz of something else hides the images"
     write_npz(tmp_path / "features.npz")
-    assert sources.recognise(tmp_path) == "npz"
+    assert places.recognise(tmp_path) == "npz"
     write_idx_set(tmp_path)
-    assert sources.recognise(tmp_path) == "idx"
+    assert places.recognise(tmp_path) == "idx"
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):

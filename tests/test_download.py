@@ -17,7 +17,7 @@ IMAGES, LABELS = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4), np.arang
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KVQ_DATA", raising=False)
-    monkeypatch.setattr("kvq.data.sources.SYSTEM", tmp_path / "system")
+    monkeypatch.setattr("kvq.data.places.SYSTEM", tmp_path / "system")
     return tmp_path / "datasets" / "kvq"
 
 
@@ -38,6 +38,8 @@ def test_what_keras_gives_is_kept_and_opened_from_then_on(monkeypatch, cache, na
     assert (source.name, len(source), source[3]["label"]) == (name, 5, 3)
     np.testing.assert_array_equal(source[3]["image"][..., 0], IMAGES[3])
     assert os.listdir(cache) == [f"{name}.npz"]
+    with np.load(cache / f"{name}.npz") as arrays:
+        assert {key: array.shape[:1] for key, array in arrays.items() if array.ndim == 1} == {"y_train": (5,), "y_test": (2,)}
     let_keras_give(monkeypatch, name, error=AssertionError("downloaded twice"))
     assert len(open_source(name, "test")) == 2
     assert capsys.readouterr().out == "", "stdout belongs to the command's result"
@@ -69,6 +71,20 @@ def test_a_failure_while_writing_leaves_what_was_there(monkeypatch, cache):
     with pytest.raises(DataError, match="Could not download mnist: No space left on device"):
         download("mnist")
     assert os.listdir(cache) == ["mnist.npz"] and path.read_bytes() == before
+
+
+def test_the_file_gets_its_name_only_when_it_is_whole(monkeypatch, cache):
+    def before_the_rename(part, target):
+        with np.load(part) as arrays:
+            assert set(arrays) == {"x_train", "y_train", "x_test", "y_test"}
+        assert not os.path.exists(target)
+        raise OSError("killed")
+
+    let_keras_give(monkeypatch, "mnist")
+    monkeypatch.setattr(os, "replace", before_the_rename)
+    with pytest.raises(DataError, match="Could not download mnist: killed"):
+        download("mnist")
+    assert os.listdir(cache) == []
 
 
 def test_locating_a_set_that_cannot_be_downloaded_tells_how_else_to_get_it(monkeypatch):

@@ -1,4 +1,4 @@
-"""From files to batches: collections (`sources`), crops and flips (`transforms`), the Grain pipeline (`loader`). No keras.
+"""From files to batches: collections (`sources`, `places`, `files`), crops and flips (`transforms`), Grain (`loader`). No keras.
 
 The names load when first used, so that opening a collection does not wait for the import of Grain.
 """
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from kvq.data.loader import evaluation_batches as evaluation_batches
     from kvq.data.loader import iterate as iterate
     from kvq.data.loader import training_batches as training_batches
+    from kvq.data.places import locate as locate
     from kvq.data.sources import ArraySource as ArraySource
     from kvq.data.sources import FolderSource as FolderSource
-    from kvq.data.sources import locate as locate
     from kvq.data.sources import open_source as open_source
     from kvq.data.transforms import evaluation_transforms as evaluation_transforms
     from kvq.data.transforms import training_transforms as training_transforms
@@ -23,12 +23,12 @@ _HOME = {
     "training_batches": "loader",
     "ArraySource": "sources",
     "FolderSource": "sources",
-    "locate": "sources",
+    "locate": "places",
     "open_source": "sources",
     "evaluation_transforms": "transforms",
     "training_transforms": "transforms",
 }
-__all__ = sorted(_HOME)
+__all__ = [*sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,8 @@ class CodebookQuantizer(keras.layers.Layer):
     codebook_is_trainable = False
 
     def __init__(self, codebook_size: int, commitment_weight: float = 0.25, decay: float = 0.99, **kwargs: Any):
-        super().__init__(**kwargs)
+        # Keras would otherwise round the latents to the policy's type before they get here.
+        super().__init__(autocast=False, **kwargs)
         if codebook_size < 2:
             raise ValueError(f"`codebook_size` must be at least 2. Received: codebook_size={codebook_size}.")
         if commitment_weight < 0:
@@ -58,9 +59,7 @@ class CodebookQuantizer(keras.layers.Layer):
         self.initialised = self._add_statistic("initialised", (), "zeros")
 
     def _add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
-        return self.add_weight(
-            name=name, shape=shape, initializer=initializer, trainable=False, dtype="float32", autocast=False
-        )
+        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False, dtype="float32", autocast=False)
 
     def call(self, latents: Tensor, training: bool = False) -> dict[str, Any]:
         # Distances, losses and statistics in float32 whatever the policy: rounding to bfloat16 changes most indices.

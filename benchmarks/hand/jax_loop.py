@@ -1,0 +1,109 @@
+"""A VQ-VAE training step in plain JAX, one `jax.jit`: what kvq's is measured against."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hand.networks import decode, encode
+from jax import lax
+
+AXES = ("NHWC", "HWIO", "NHWC")
+
+
+class Layers:
+    """The layers, on a dictionary of weights."""
+
+    relu, tanh = staticmethod(jax.nn.relu), staticmethod(jnp.tanh)
+
+    def __init__(self, w: dict[str, Any]):
+        self.w = w
+
+    def conv(self, name: str, x: Any, stride: int = 1) -> Any:
+        x = lax.conv_general_dilated(x, self.w[f"{name}.conv.kernel"], (stride, stride), "SAME", dimension_numbers=AXES)
+        return x + self.w[f"{name}.conv.bias"]
+
+    def up(self, name: str, x: Any, stride: int = 1) -> Any:
+        kernel = self.w[f"{name}.conv.kernel"]
+        x = lax.conv_transpose(x, kernel, (stride, stride), _padding(kernel.shape[0], stride), None, AXES, transpose_kernel=True)
+        return x + self.w[f"{name}.conv.bias"]
+
+    def norm(self, name: str, x: Any) -> Any:
+        mean, variance = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
+        return (x - mean) * lax.rsqrt(variance + 1e-6) * self.w[f"{name}.norm.gamma"] + self.w[f"{name}.norm.beta"]
+
+    def leaky_relu(self, x: Any) -> Any:
+        return jax.nn.leaky_relu(x, 0.2)
+
+
+class Loop:
+    """One training step at a time, from kvq's weights.
+
+    Args:
+        config: kvq's configuration.
+        weights: Name in a saved model to array.
+        trainable: Names of those that Adam moves.
+    """
+
+    def __init__(self, config: Any, weights: dict[str, np.ndarray], trainable: set[str]):
+        self.config = config
+        self.trained = {name: jnp.array(weights[name]) for name in trainable}
+        self.rest = {name: jnp.array(array) for name, array in weights.items() if name not in trainable}
+        self.slots = [jax.tree.map(jnp.zeros_like, self.trained) for _ in range(2)]
+        self.count = jnp.zeros(())
+
+    def loss(self, trained: dict[str, Any], rest: dict[str, Any], images: Any) -> tuple[Any, dict[str, Any]]:
+        """The loss, and the weights that no gradient moves."""
+        quantizer, layers = self.config.quantizer, Layers({**trained, **rest})
+        x = images.astype("float32") / 127.5 - 1.0
+        latents = encode(layers, self.config.model, x)
+        codebook = layers.w["quantizer.codebook"]
+        # Two minima, because `argmin` is slow under XLA on CPUs.
+        distances = (codebook**2).sum(1) - 2.0 * latents @ codebook.T
+        nearest = jnp.where(distances == distances.min(-1, keepdims=True), jnp.arange(len(codebook)), len(codebook) - 1)
+        indices = nearest.min(-1)
+        codes = codebook[indices]
+        loss = quantizer.commitment_weight * ((latents - lax.stop_gradient(codes)) ** 2).mean()
+        if quantizer.kind == "vector":
+            loss += ((codes - lax.stop_gradient(latents)) ** 2).mean()
+        else:
+            rest = self.follow(rest, lax.stop_gradient(latents).reshape(-1, codebook.shape[1]), indices.ravel())
+        restored = decode(layers, self.config.model, latents + lax.stop_gradient(codes - latents))
+        return ((restored - x) ** 2).mean() + loss, rest
+
+    def follow(self, rest: dict[str, Any], latents: Any, indices: Any) -> dict[str, Any]:
+        """The codebook of running means, moved."""
+        decay, size = self.config.quantizer.decay, len(rest["quantizer.codebook"])
+        counts = decay * rest["quantizer.counts"] + (1 - decay) * jnp.bincount(indices, length=size)
+        sums = decay * rest["quantizer.sums"] + (1 - decay) * jax.ops.segment_sum(latents, indices, size)
+        codebook = sums / jnp.maximum(counts, 1e-3)[:, None]
+        return {**rest, "quantizer.counts": counts, "quantizer.sums": sums, "quantizer.codebook": codebook}
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+    def next(self, trained: Any, rest: Any, slots: Any, count: Any, images: Any) -> tuple[Any, Any, Any, Any]:
+        gradients, rest = jax.grad(self.loss, has_aux=True)(trained, rest, images)
+        count = count + 1
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, slots[0], gradients)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, slots[1], gradients)
+        rate = self.config.train.learning_rate * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        trained = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), trained, m, v)
+        return trained, rest, [m, v], count
+
+    def step(self, images: np.ndarray) -> None:
+        state = self.trained, self.rest, self.slots, self.count
+        self.trained, self.rest, self.slots, self.count = self.next(*state, images)
+
+    def first_loss(self, images: np.ndarray) -> float:
+        return float(jax.jit(self.loss)(self.trained, self.rest, images)[0])
+
+
+def wait() -> None:
+    """Until all that was queued is done, whoever queued it."""
+    jax.block_until_ready(jax.live_arrays())
+
+
+def _padding(size: int, stride: int) -> list[tuple[int, int]]:
+    """Of the dilated input, so that the output has `stride` times the input's side and lies as in TensorFlow."""
+    before = size - 1 - max(size - stride, 0) // 2
+    return [(before, size + stride - 2 - before)] * 2

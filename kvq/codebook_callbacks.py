@@ -1,0 +1,107 @@
+"""What is done to the codebook between training steps: a start from data, and new places for codes that nobody uses.
+
+Between steps, because an assignment to a trained weight inside a step is silently dropped on JAX.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kvq.data.sources import Batch
+from kvq.ops import rescale
+
+
+class InitialiseCodebook:
+    """Places the codes by k-means on the latents of the first batches, unless they were placed before.
+
+    Args:
+        batches: Training batches from the given step on.
+        seed: Of the k-means.
+    """
+
+    # Enough vectors for every centre to be a mean of several.
+    VECTORS_PER_CODE = 16
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], seed: int):
+        self.batches = batches
+        self.seed = seed
+
+    def due(self, step: int, ending: str | None) -> bool:
+        return step == 0 and not ending
+
+    def act(self, model: keras.Model, step: int) -> None:
+        quantizer = model.quantizer
+        if float(keras.ops.convert_to_numpy(quantizer.initialised)):
+            return
+        latents: list[np.ndarray] = []
+        for batch in self.batches():
+            latents.extend(_latents(model, batch["images"]))
+            if len(latents) >= self.VECTORS_PER_CODE * quantizer.codebook_size:
+                break
+        quantizer.initialise(np.stack(latents), self.seed)
+
+
+class ReplaceDeadCodes:
+    """Puts random latents of the current batch in the place of codes that are hardly used.
+
+    Args:
+        batch: The batch of a step.
+        every: Steps between two looks.
+        below: How much less than the mean code a dead one is used.
+        until: No code is replaced after this step, so that training ends on a codebook that has settled.
+        seed: Of the choice of latents.
+        note: Told how many were replaced.
+
+    Source: Dhariwal et al. 2020, arXiv:2005.00341 (Jukebox), section 3.1. Differs: the threshold is relative to the mean.
+    """
+
+    def __init__(
+        self,
+        batch: Callable[[int], Batch],
+        every: int,
+        below: float,
+        until: int,
+        seed: int,
+        note: Callable[[str], None],
+    ):
+        self.batch = batch
+        self.every = every
+        self.below = below
+        self.until = until
+        self.seed = seed
+        self.note = note
+
+    def due(self, step: int, ending: str | None) -> bool:
+        return not ending and 0 < step <= self.until and step % self.every == 0
+
+    def act(self, model: keras.Model, step: int) -> None:
+        rows = model.quantizer.dead_codes(self.below)
+        if not len(rows):
+            return
+        rng = np.random.default_rng((self.seed, step))
+        latents = _latents(model, self.batch(step)["images"])
+        chosen = latents[rng.choice(len(latents), len(rows), replace=len(latents) < len(rows))]
+        model.quantizer.replace(rows, chosen)
+        _clear_slots(model.optimizer, model.quantizer.codebook, rows)
+        self.note(f"step {step}: {len(rows)} of {model.quantizer.codebook_size} codes were dead and replaced")
+
+
+def _latents(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Latents (n, latent_dim) of a batch of uint8 images, in float32 on the host."""
+    latents = model.encoder.predict_on_batch(keras.ops.convert_to_numpy(rescale(images)))
+    return np.asarray(latents, "float32").reshape(-1, latents.shape[-1])
+
+
+def _clear_slots(optimizer: keras.optimizers.Optimizer, variable: Any, rows: np.ndarray) -> None:
+    """Forgets the optimizer's running means of rows of a trained variable: they would drag the new rows after the old."""
+    if not variable.trainable:
+        return
+    for slots in vars(optimizer).values():
+        if isinstance(slots, list) and len(slots) == len(optimizer._trainable_variables):
+            slot = slots[optimizer._get_variable_index(variable)]
+            if slot is not variable and tuple(slot.shape) == tuple(variable.shape):
+                values = np.array(keras.ops.convert_to_numpy(slot))
+                values[rows] = 0.0
+                slot.assign(values)

@@ -1,0 +1,86 @@
+"""Whether an exported file says what the model says, on real images where they are at hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
+from kvq.errors import ExportError, KvqError
+from kvq.evaluation import trained_on
+from kvq.exporters.parts import Part
+from kvq.ops import rescale
+from kvq.tokenizer import Tokenizer
+
+COMPARED = 13  # images; not a power of two and not the 1 that exporters trace with, so that a fixed batch shows
+NEAR_TIE = 1e-5  # relative gap of the two smallest distances below which rounding may decide
+
+
+def sample_images(tokenizer: Tokenizer, path: str | Path) -> tuple[np.ndarray, str]:
+    """uint8 images (n, h, w, c) to compare on, and where they come from: the model's own data set if it is at hand."""
+    config = tokenizer.config
+    try:
+        source = open_source(trained_on(path, config.data.name), "test")
+        batches = evaluation_batches(source, evaluation_transforms(config.images.pad, config.images.crop), COMPARED)
+        images = next(iterate(batches, threads=0))["images"]
+        if images.shape[-1] == config.images.channels:
+            return images, f"{len(images)} images of {source.name}"
+    except KvqError:
+        pass
+    rng = np.random.default_rng(0)
+    side = config.images.crop
+    return rng.integers(0, 256, (COMPARED, side, side, config.images.channels), np.uint8), f"{COMPARED} images of noise"
+
+
+def compare(tokenizer: Tokenizer, part: Part, images: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Runs an exported part beside the model.
+
+    Returns:
+        `images`, `near_ties` (positions where rounding may decide), and `different_indices` or `largest_difference` in grey
+        levels.
+
+    Raises:
+        ExportError: If indices differ where there is no near-tie, or pixels by more than one grey level.
+    """
+    ties = near_ties(tokenizer, images)
+    inputs = images if part.input_name == "images" else tokenizer.encode(images)
+    expected = np.asarray(part.model.predict_on_batch(inputs))
+    try:
+        actual = run(inputs)
+    except Exception as error:
+        raise ExportError(f"The exported {part.model.name} does not run: {type(error).__name__}: {error}") from error
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise ExportError(
+            f"The exported {part.model.name} gives {actual.dtype} {actual.shape}, not {expected.dtype} {expected.shape}."
+        )
+    result = {"images": len(images), "near_ties": int(ties.sum())}
+    if part.output_name == "indices":
+        different = actual != expected
+        if (different & ~ties).any():
+            raise ExportError(
+                f"The exported {part.model.name} gives other indices at {(different & ~ties).mean():.2%} of positions."
+            )
+        return {**result, "different_indices": int(different.sum())}
+    difference = np.abs(actual.astype(int) - expected.astype(int)).max(axis=(1, 2, 3))
+    # An image with a near-tie may rightly come out of another code.
+    certain = ~ties.any(axis=(1, 2)) if part.input_name == "images" else np.ones(len(images), bool)
+    if (difference[certain] > 1).any():
+        raise ExportError(f"The exported {part.model.name} differs from the model by {difference[certain].max()} grey levels.")
+    return {**result, "largest_difference": int(difference[certain].max(initial=0))}
+
+
+def near_ties(tokenizer: Tokenizer, images: np.ndarray) -> np.ndarray:
+    """Where (n, h', w') the two nearest codes are so close that rounding may decide between them."""
+    model = tokenizer.model
+    latents = np.asarray(model.encoder.predict_on_batch(keras.ops.convert_to_numpy(rescale(images))), "float64")
+    codebook = np.asarray(keras.ops.convert_to_numpy(model.quantizer.codebook), "float64")
+    flat = latents.reshape(-1, latents.shape[-1])
+    gaps = []
+    for start in range(0, len(flat), 1024):
+        rows = flat[start : start + 1024]
+        distances = (rows**2).sum(1, keepdims=True) - 2 * rows @ codebook.T + (codebook**2).sum(1)
+        nearest, second = np.partition(distances, 1, axis=1)[:, :2].T
+        gaps.append((second - nearest) / np.maximum(second, 1e-12))
+    return (np.concatenate(gaps) < NEAR_TIE).reshape(latents.shape[:-1])

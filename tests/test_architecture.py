@@ -1,0 +1,121 @@
+"""The house rules that a machine can check: who may import whom, who knows the backends, how long a file may get."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each part of kvq may import of the others, even inside a function. A part is a module or a sub-package. A new part needs a
+# line here; one that needs more than its line says probably lies on the wrong floor.
+MAY_IMPORT = {
+    "errors": set(),
+    "ops": set(),
+    "networks": set(),
+    "quantizers": {"ops"},
+    "metrics": {"ops"},
+    "backends": {"errors"},
+    "config": {"errors"},
+    "download": {"errors"},
+    "data": {"errors", "download"},
+    "diagnosis": {"errors", "backends", "data"},
+    "model": {"ops", "networks", "quantizers", "metrics"},
+    "build": {"config", "networks", "quantizers", "model"},
+    "run": {"errors", "config"},
+    "artifact": {"errors", "config", "run", "model", "build"},
+    "checkpoint": {"errors", "run", "artifact"},
+    "plots": {"run"},
+    "tokenizer": {"errors", "artifact", "model", "ops"},
+    "evaluation": {"errors", "ops", "metrics", "data", "run", "artifact", "model", "tokenizer"},
+    "reconstruction": {"errors", "ops", "data", "artifact", "tokenizer"},
+    "callbacks": {"errors", "ops", "metrics", "run", "artifact", "checkpoint", "plots", "evaluation"},
+    "training": {
+        *("errors", "ops", "metrics", "backends", "config", "data", "model", "build", "run", "artifact", "checkpoint"),
+        *("plots", "tokenizer", "evaluation", "callbacks"),
+    },
+    "exporters": {"errors", "ops", "backends", "artifact", "model", "tokenizer"},
+}
+# These may name a backend, inside a function: whoever imports them must not import one by that.
+KNOW_BACKENDS = {"backends", "exporters"}
+BACKENDS = {"jax", "tensorflow", "torch"}
+# Of the command line alone.
+NOT_FOR_THE_LIBRARY = {"typer", "rich", "kvq_cli", "nox", "pytest"}
+LONGEST_FILE = 300
+# Names of the literature that say less than ours: latents, codes, codebook_size.
+FORBIDDEN_PARAMETERS = {"z", "z_e", "z_q", "num_embeddings"}
+FORBIDDEN_FILES = {"helper", "helpers", "util", "utils", "manager", "common", "misc"}
+
+LIBRARY = sorted((ROOT / "kvq").rglob("*.py"))
+COMMANDS = sorted((ROOT / "cli").rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "kvq").parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The full names of what is imported anywhere in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: the library imports by full names, so that this test can follow."
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def identify(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_each_part_has_its_line() -> None:
+    parts = {part_of(path) for path in LIBRARY} - {"__init__"}
+    assert parts == set(MAY_IMPORT), "MAY_IMPORT must list exactly the parts of kvq."
+
+
+def test_arrows_point_one_way() -> None:
+    # Fails on a circle.
+    graphlib.TopologicalSorter(MAY_IMPORT).prepare()
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=identify)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return  # tests/test_packaging.py checks that it imports nothing until asked
+    used = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("kvq.")}
+    assert used - {part, "__version__"} <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=identify)
+def test_the_library_knows_no_backend_and_no_command_line(path: Path) -> None:
+    tree = parse(path)
+    roots = {name.split(".")[0] for name in imports(tree)}
+    assert not roots & NOT_FOR_THE_LIBRARY
+    if part_of(path) in KNOW_BACKENDS:
+        inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+        outside = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside]
+        roots = {name.split(".")[0] for node in outside for name in imports(node)}
+    assert not roots & BACKENDS
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *COMMANDS], ids=identify)
+def test_files_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= LONGEST_FILE, "It is asking to be two files."
+    assert ast.get_docstring(ast.parse(text)), "A file opens with what it is."
+    assert path.stem not in FORBIDDEN_FILES, "The name says nothing about what is inside."
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *COMMANDS], ids=identify)
+def test_parameters_have_the_names_of_this_project(path: Path) -> None:
+    functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
+    for function in functions:
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        assert not {argument.arg for argument in arguments} & FORBIDDEN_PARAMETERS

@@ -1,0 +1,356 @@
+"""The contract of the command line: what goes to stdout, what to stderr, and which exit code says what."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from kvq_cli import computing, output
+from kvq_cli.main import app
+from kvq_cli.progress import LineProgress, LiveProgress
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import kvq
+from kvq import backends
+from kvq.errors import TrainingError
+
+BACKEND = keras.backend.backend()
+SHORT = ["--steps", "3", "--set", "train.batch_size=8", "--set", "data.validation_images=32"]
+RECORD = {"step": 2, "split": "train", "loss": 0.5, "reconstruction": 0.4, "codebook": 0.1, "psnr": 12.345, "usage": 0.5}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "kvq_cli", *arguments]
+
+
+def kvq_in_process(*arguments: str) -> Result:
+    """Runs a command in this process: quick, since Keras is already there."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """A short run, trained by a real process, and what that process said."""
+    folder = tmp_path_factory.mktemp("cli")
+    arguments = command("train", "fashion_mnist_mini", *SHORT, "--backend", BACKEND, "--json")
+    process = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return folder / "runs" / "fashion_mnist_mini", process
+
+
+# What costs nothing
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from kvq_cli.main import app
+try:
+    app(["--help"])
+finally:
+    print(*sorted(sys.modules), file=sys.stderr)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0 and "train" in process.stdout
+    assert not {"keras", "grain", "numpy", "pydantic", "jax", "tensorflow", "torch"} & set(process.stderr.split())
+
+
+def test_help_is_quick(tmp_path: Path) -> None:
+    def seconds() -> float:
+        # Of the processor, all of it spent on imports: a clock on the wall would measure how busy the machine is.
+        before = os.times()
+        subprocess.run(command("--help"), cwd=tmp_path, capture_output=True, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.6
+
+
+def test_version_and_console_script() -> None:
+    assert kvq_in_process("--version").stdout == f"kvq {kvq.__version__}\n"
+    script = shutil.which("kvq", path=str(Path(sys.executable).parent))
+    assert script
+    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == f"kvq {kvq.__version__}\n"
+
+
+# Wrong input: one message, exit 2, nothing on stdout, nothing written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "fashion_mnist_mimi"], ["fashion_mnist_mimi", "fashion_mnist_mini"]),
+        (["train", "mnist", "--set", "train.stepps=3"], ["train.stepps", "train.steps"]),
+        (["train", "mnist", "--set", "quantizer.kind=vektor"], ["quantizer.kind", "ema_vector", "vektor"]),
+        (["train", "mnist", "--set", "train.steps='many'"], ["train.steps", "many"]),
+        (["train", "mnist", "--steps", "0"], ["train.steps", "0"]),
+        (["train", "mnist", "--set", "train.steps"], ["train.steps", "="]),
+        (["train", "mnist", "--backend", "theano"], ["theano", "jax, tensorflow, torch"]),
+        (["train", "fashion_mnist_mini", "--data", "no/such/folder"], ["no/such/folder"]),
+        (["train", "fashion_mnist_mini", "--resume"], ["--resume"]),
+        (["train", "fashion_mnist_mini", "--set", "train.batch_size=4000"], ["train.batch_size", "2000", "4000"]),
+        (["train", "fashion_mnist_mini", "--dry-run", "--set", "data.crop=32", "--set", "data.pad=0"], ["crop=32"]),
+        (["evaluate", "no/such/run"], ["no/such/run"]),
+        (["reconstruct", "no/such/run", "picture.png", "--out", "out"], ["no/such/run"]),
+        (["export", "no/such/run", "--format", "onnx", "--out", "out"], ["no/such/run"]),
+        (["configs", "nope"], ["nope", "mnist"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input(tmp_path: Path, monkeypatch, arguments: list[str], words: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = kvq_in_process(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    message = result.stderr.removeprefix(f"backend: {BACKEND} (Keras already runs on it)\n")
+    assert message.startswith("error: ") and message.endswith("\n")
+    assert all(word in message for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["train", "mnist", "--resume", "--overwrite"],
+        ["train", "mnist", "--steps", "x"],
+        ["nope"],
+        ["evaluate", "x", "--no"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = kvq_in_process(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == "" and "Usage: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = next(name for name in backends.BACKENDS if name != BACKEND)
+    monkeypatch.setattr(backends, "installed", lambda: [BACKEND])
+    result = kvq_in_process("train", "fashion_mnist_mini", "--backend", missing)
+    assert result.exit_code == 2 and f'pip install "kvq[{missing}]"' in result.stderr
+
+
+def test_output_folder_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    result = kvq_in_process("train", "fashion_mnist_mini", *SHORT, "--out", str(tmp_path / "file" / "run"))
+    assert result.exit_code == 2 and str(tmp_path / "file" / "run") in result.stderr
+
+
+# What ends otherwise
+
+
+def failing(error: BaseException) -> Any:
+    def train(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return train
+
+
+@pytest.mark.parametrize(("error", "code"), [(TrainingError("The loss is not finite."), 1), (KeyboardInterrupt(), 130)])
+def test_exit_codes_of_what_fails_on_the_way(monkeypatch, error: BaseException, code: int) -> None:
+    monkeypatch.setattr("kvq.training.train", failing(error))
+    result = kvq_in_process("train", "fashion_mnist_mini", "--json")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert str(error) in result.stderr
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr("kvq.training.train", failing(ZeroDivisionError()))
+    assert isinstance(kvq_in_process("train", "fashion_mnist_mini").exception, ZeroDivisionError)
+
+
+def test_interrupted_training_ends_cleanly(tmp_path: Path) -> None:
+    arguments = command("train", "fashion_mnist_mini", "--steps", "1000000", "--set", "train.log_every=1", "--backend", BACKEND)
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert any(line.startswith("step ") for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "--resume" in stdout
+    run = tmp_path / "runs" / "fashion_mnist_mini"
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert len(list((run / "checkpoints").glob("step_*"))) == 1
+    assert (run / "model" / "config.json").exists()
+
+
+# What works
+
+
+def test_train_prints_one_json_object(finished) -> None:
+    run, process = finished
+    result = json.loads(process.stdout)
+    assert Path(result["run"]) == Path("runs/fashion_mnist_mini")
+    assert (result["status"], result["steps"], result["metrics"]["step"]) == ("finished", 3, 3)
+    assert "error:" not in process.stderr
+
+
+def test_train_says_what_happens_line_by_line(finished) -> None:
+    lines = finished[1].stderr.splitlines()
+    assert lines[0] == f"backend: {BACKEND} (--backend)"
+    assert any(line.startswith("step 3/3  train  loss ") and "psnr" in line for line in lines)
+    assert any(line.startswith("step 3/3  validation  loss ") for line in lines)
+
+
+def test_train_writes_all_files_of_the_run(finished) -> None:
+    run, _ = finished
+    for name in ("config.toml", "run.json", "metrics.jsonl", "loss.png", "model/config.json", "model/model.safetensors"):
+        assert (run / name).stat().st_size > 0
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["train_00000003.png", "validation_00000003.png"]
+    assert "kvq train fashion_mnist_mini" in json.loads((run / "run.json").read_text())["command"]
+
+
+def test_a_run_is_replaced_or_continued_only_when_told(finished, tmp_path: Path) -> None:
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    again = ["train", "fashion_mnist_mini", *SHORT, "--out", str(run)]
+    refused = kvq_in_process(*again)
+    assert refused.exit_code == 2 and "--resume" in refused.stderr and "--overwrite" in refused.stderr
+    # A run folder brings its own configuration, and is where the run goes on.
+    continued = kvq_in_process("train", str(run), "--resume", "--steps", "4", "--json")
+    assert continued.exit_code == 0, continued.stderr
+    assert json.loads(continued.stdout)["steps"] == 4
+    replaced = kvq_in_process(*again, "--overwrite")
+    assert replaced.exit_code == 0, replaced.stderr
+    assert "finished after 3 steps" in replaced.stdout and str(run / "loss.png") in replaced.stdout
+
+
+def test_dry_run_writes_nothing_and_prints_a_configuration(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "fashion_mnist_mini", "--dry-run", "--seed", "7", "--set", "quantizer.codebook_size=32"]
+    result = kvq_in_process(*arguments)
+    assert result.exit_code == 0, result.stderr
+    config = tomllib.loads(result.stdout)
+    assert config["train"]["seed"] == 7 and config["quantizer"]["codebook_size"] == 32
+    described = json.loads(kvq_in_process(*arguments, "--json").stdout)
+    # TOML has no null, so what is not set is absent there.
+    assert described["config"]["data"].pop("validation") is None
+    assert described["config"] == config
+    assert described["tokens_per_image"] == 49 and described["bits_per_image"] == 49 * 5
+    assert f"# parameters: {described['parameters']:,}" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate(finished) -> None:
+    result = kvq_in_process("evaluate", str(finished[0]), "--images", "20", "--json")
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert {"images", "mse", "psnr", "ssim", "losses", "usage", "perplexity", "images_per_second"} <= set(measured)
+    assert (measured["images"], measured["split"], measured["backend"]) == (20, "test", BACKEND)
+    table = kvq_in_process("evaluate", str(finished[0] / "model"), "--images", "20").stdout
+    assert "losses.reconstruction" in table and f"{measured['psnr']:.4g}" in table
+
+
+def test_reconstruct_keeps_sizes(finished, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.arange(30 * 45, dtype="uint32").reshape(30, 45).astype("uint8")).save(picture)
+    result = kvq_in_process("reconstruct", str(finished[0]), str(picture), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.stderr
+    (written,) = result.stdout.splitlines()
+    assert Image.open(written).size == (45, 30)
+
+
+def test_export_refuses_an_unknown_format(finished, tmp_path: Path) -> None:
+    result = kvq_in_process("export", str(finished[0]), "--format", "nope", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "nope" in result.stderr and "onnx" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs() -> None:
+    listed = json.loads(kvq_in_process("configs", "--json").stdout)
+    assert set(listed) == set(kvq.list_configs())
+    lines = kvq_in_process("configs").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(listed)
+    for name in listed:
+        resolved = json.loads(kvq_in_process("configs", name, "--json").stdout)
+        assert resolved["train"]["steps"] > 0
+        assert tomllib.loads(kvq_in_process("configs", name).stdout)["train"] == resolved["train"]
+
+
+@pytest.mark.parametrize(("problems", "code"), [([], 0), (["Something is wrong."], 1)])
+def test_doctor(monkeypatch, problems: list[str], code: int) -> None:
+    facts = {"version": "1.0", "devices": ["gpu: H200"], "threads": 2, "tf32": True}
+    report = {"kvq": "0", "gpu_found": True, "backends": {"jax": facts}, "data": {"mnist": None}, "problems": problems}
+    monkeypatch.setattr("kvq.diagnosis.doctor", lambda: report)
+    result = kvq_in_process("doctor")
+    assert result.exit_code == code
+    assert "1.0; gpu: H200; 2 threads; TF32 on" in result.stdout
+    assert ("Something is wrong." in result.stdout) == bool(problems)
+    assert json.loads(kvq_in_process("doctor", "--json").stdout) == report
+
+
+# The parts
+
+
+def test_stdout_is_kept_for_the_result() -> None:
+    code = """
+import os
+from kvq_cli.computing import only_results_on_stdout
+with only_results_on_stdout():
+    os.write(1, b"from C\\n")
+    print("from Python")
+print("result")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "result\n"
+    assert sorted(process.stderr.splitlines()) == ["from C", "from Python"]
+
+
+def test_only_chatter_of_the_import_is_dropped(monkeypatch, tmp_path: Path, capfd) -> None:
+    chatter = "WARNING: All log messages before absl::InitializeLog() is called\\nI0000 00:00:1 port.cc:1] hello"
+    (tmp_path / "keras.py").write_text(f'import os\nos.write(2, b"{chatter}\\nE0000 broken\\n")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "keras")
+    computing.import_keras()
+    assert capfd.readouterr().err == "E0000 broken\n"
+
+
+def test_json_knows_no_nan(capsys) -> None:
+    output.print_json({"a": float("nan"), "b": [np.float32(0.5), np.int64(3), Path("x")], "c": {"d": None, "e": True}})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [0.5, 3, "x"], "c": {"d": None, "e": True}}
+
+
+def test_lines(capsys) -> None:
+    progress = LineProgress()
+    progress.start(4, 0)
+    progress.step(1)
+    progress.log(RECORD)
+    progress.stop()
+    line = capsys.readouterr().err
+    assert line.startswith("step 2/4  train  loss 0.5  reconstruction 0.4  codebook 0.1  psnr 12.35  usage 50%")
+
+
+@pytest.mark.parametrize("width", [30, 40, 200])
+def test_live_display_fits_the_terminal(width: int) -> None:
+    progress = LiveProgress()
+    console = progress.console = Console(file=io.StringIO(), width=width, height=30, force_terminal=True, no_color=True)
+    progress.start(4, 0)
+    progress.log(RECORD)
+    progress.log({**RECORD, "split": "validation"})
+    progress.note("A note.")
+    lines = ["".join(segment.text for segment in line) for line in console.render_lines(progress.display.get_renderable())]
+    progress.stop()
+    progress.stop()
+    assert max(len(line) for line in lines) <= width
+    assert any(line.split()[:2] == ["loss", "0.5"] for line in lines)
+    assert "A note." in console.file.getvalue()

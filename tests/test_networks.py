@@ -1,0 +1,251 @@
+"""What every encoder and decoder keeps, and the exact shapes that the docstrings state."""
+
+import typing
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from kvq import config
+from kvq.networks import DECODERS, ENCODERS, InstanceNormalization, build_decoder, build_encoder
+
+# Small arguments of its own for each network.
+CASES = {
+    "plain": {},
+    "resnet": {},
+    "paper": {"hidden": 8, "residual_blocks": 1, "residual_hidden": 4},
+}
+DOWNSAMPLING = 4
+SIZES = [(4, 4), (8, 20), (28, 12)]
+
+# Layer by layer for D = `latent_dim` = 16 and 3 channels: convolutions as (kernel shape, stride), "T" where transposed, whose
+# kernels are (height, width, outputs, inputs). Written from the descriptions, not from what the code gives.
+LEAKY, NORM = "leaky_relu 0.2", "instance_norm"
+SHAPES = {
+    "plain encoder": [
+        *(((3, 3, 3, 4), 1), NORM, LEAKY, ((3, 3, 4, 4), 1), NORM, LEAKY),
+        *(((3, 3, 4, 8), 2), NORM, LEAKY, ((3, 3, 8, 8), 1), NORM, LEAKY),
+        *(((3, 3, 8, 16), 2), NORM, LEAKY, ((3, 3, 16, 16), 1), NORM, LEAKY),
+    ],
+    "plain decoder": [
+        *(("T", (3, 3, 16, 16), 1), "relu", ((3, 3, 16, 16), 1), "relu"),
+        *(("T", (3, 3, 8, 16), 2), "relu", ((3, 3, 8, 8), 1), "relu"),
+        *(("T", (3, 3, 4, 8), 2), "relu", ((3, 3, 4, 4), 1), "relu"),
+        *(((1, 1, 4, 3), 1), "tanh"),
+    ],
+    "resnet encoder": [
+        *(((3, 3, 3, 4), 1), NORM, LEAKY, ((3, 3, 4, 8), 2), NORM, LEAKY, ((3, 3, 8, 16), 2), NORM, LEAKY),
+        *(((3, 3, 16, 16), 1), LEAKY, ((1, 1, 16, 16), 1), "add", LEAKY),
+        *(((3, 3, 16, 16), 1), LEAKY, ((1, 1, 16, 16), 1), "add", LEAKY),
+    ],
+    "resnet decoder": [
+        *(((3, 3, 16, 16), 1), LEAKY, ((1, 1, 16, 16), 1), "add", LEAKY),
+        *(((3, 3, 16, 16), 1), LEAKY, ((1, 1, 16, 16), 1), "add", LEAKY),
+        *(("T", (3, 3, 16, 16), 1), "relu", ("T", (3, 3, 8, 16), 2), "relu", ("T", (3, 3, 4, 8), 2), "relu"),
+        *(((1, 1, 4, 3), 1), "tanh"),
+    ],
+    "paper encoder": [
+        *(((4, 4, 3, 64), 2), "relu", ((4, 4, 64, 128), 2), "relu", ((3, 3, 128, 128), 1)),
+        *("relu", ((3, 3, 128, 32), 1), "relu", ((1, 1, 32, 128), 1), "add"),
+        *("relu", ((3, 3, 128, 32), 1), "relu", ((1, 1, 32, 128), 1), "add"),
+        *("relu", ((1, 1, 128, 16), 1)),
+    ],
+    "paper decoder": [
+        ((3, 3, 16, 128), 1),
+        *("relu", ((3, 3, 128, 32), 1), "relu", ((1, 1, 32, 128), 1), "add"),
+        *("relu", ((3, 3, 128, 32), 1), "relu", ((1, 1, 32, 128), 1), "add"),
+        *("relu", ("T", (4, 4, 64, 128), 2), "relu", ("T", (4, 4, 3, 64), 2)),
+    ],
+}
+
+
+@pytest.fixture(params=sorted(CASES))
+def name(request):
+    return request.param
+
+
+def array(tensor):
+    return np.array(ops.convert_to_numpy(tensor))
+
+
+def images(*shape, scale=0.5):
+    return np.clip(np.random.default_rng(0).normal(scale=scale, size=shape), -1, 1).astype("float32")
+
+
+def described(layer):
+    """A layer as a line of `SHAPES`; None where it computes nothing."""
+    match layer:
+        case layers.InputLayer():
+            return None
+        case layers.Conv2DTranspose():
+            assert layer.padding == "same" and layer.use_bias and layer.dilation_rate == (1, 1)
+            assert layer.strides[0] == layer.strides[1] and layer.activation is keras.activations.linear
+            return ("T", tuple(layer.kernel.shape), layer.strides[0])
+        case layers.Conv2D():
+            assert layer.padding == "same" or layer.kernel_size == (1, 1)
+            assert layer.use_bias and layer.dilation_rate == (1, 1) and layer.groups == 1
+            assert layer.strides[0] == layer.strides[1] and layer.activation is keras.activations.linear
+            return (tuple(layer.kernel.shape), layer.strides[0])
+        case InstanceNormalization():
+            return NORM
+        case layers.LeakyReLU():
+            return f"leaky_relu {round(float(layer.negative_slope), 6)}"
+        case layers.ReLU():
+            return "relu"
+        case layers.Add():
+            return "add"
+        case layers.Activation():
+            return layer.activation.__name__
+    raise AssertionError(f"SHAPES has no word for {layer}.")
+
+
+def test_every_network_has_both_halves_and_a_row():
+    assert set(ENCODERS) == set(DECODERS) == set(CASES)
+
+
+@pytest.mark.parametrize("network", sorted(SHAPES))
+def test_layers_have_the_shapes_that_the_docstring_states(network):
+    network_name, part = network.split()
+    model = {"encoder": build_encoder, "decoder": build_decoder}[part](network_name, 3, 16)
+    assert [line for line in map(described, model.layers) if line] == SHAPES[network]
+
+
+def test_any_size_that_downsampling_divides_fits(name):
+    encoder, decoder = build_encoder(name, 3, 8, **CASES[name]), build_decoder(name, 3, 8, **CASES[name])
+    for height, width in SIZES:
+        latents = encoder(images(2, height, width, 3))
+        assert latents.shape == (2, height // DOWNSAMPLING, width // DOWNSAMPLING, 8)
+        restored = array(decoder(latents))
+        assert restored.shape == (2, height, width, 3)
+        assert np.isfinite(restored).all()
+
+
+def test_shapes_are_known_before_the_size_is(name):
+    encoder, decoder = build_encoder(name, 2, 8, **CASES[name]), build_decoder(name, 2, 8, **CASES[name])
+    assert encoder.input_shape == (None, None, None, 2) and encoder.output_shape == (None, None, None, 8)
+    assert decoder.input_shape == (None, None, None, 8) and decoder.output_shape == (None, None, None, 2)
+
+
+@pytest.mark.parametrize("name", ["plain", "resnet"])
+def test_networks_with_tanh_stay_in_range(name):
+    restored = array(build_decoder(name, 1, 8)(images(1, 3, 3, 8, scale=1.0) * 1e3))
+    assert np.abs(restored).max() <= 1.0
+
+
+def test_names_of_layers_and_tensors_do_not_depend_on_what_was_built_before(name):
+    first = [build(name, 3, 8, **CASES[name]) for build in (build_encoder, build_decoder)]
+    layers.Conv2D(3, 3)  # counts up Keras' own names
+    second = [build(name, 3, 8, **CASES[name]) for build in (build_encoder, build_decoder)]
+    for one, other in zip(first, second, strict=True):
+        assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]
+        assert [weight.path for weight in one.weights] == [weight.path for weight in other.weights]
+        assert len({weight.path for weight in one.weights}) == len(one.weights)
+    assert [model.name for model in first] == ["encoder", "decoder"]
+
+
+def test_network_survives_saving(name, tmp_path):
+    encoder = build_encoder(name, 3, 8, **CASES[name])
+    encoder.save(tmp_path / "encoder.keras")
+    loaded = keras.saving.load_model(tmp_path / "encoder.keras")
+    batch = images(2, 8, 12, 3)
+    np.testing.assert_array_equal(array(loaded(batch)), array(encoder(batch)))
+
+
+def test_first_output_neither_vanishes_nor_explodes(name):
+    """Latents of about the size of the first codes, and images inside the range where tanh still has a gradient."""
+    keras.utils.set_random_seed(0)
+    encoder, decoder = build_encoder(name, 3, 32, **CASES[name]), build_decoder(name, 3, 32, **CASES[name])
+    latents = array(encoder(images(2, 24, 24, 3)))
+    assert 0.05 < latents.std() < 20
+    restored = array(decoder(latents / latents.std()))
+    assert 0.01 < restored.std() < 20
+    assert name == "paper" or np.abs(restored).mean() < 0.9
+
+
+def test_plain_has_the_parameters_of_the_original_grey_model():
+    encoder, decoder = build_encoder("plain", 1, 16), build_decoder("plain", 1, 16)
+    # Convolutions of (in, out, size) with biases, plus scale and shift of each norm.
+    convolutions = [(1, 4, 3), (4, 4, 3), (4, 8, 3), (8, 8, 3), (8, 16, 3), (16, 16, 3)]
+    norms = 2 * (4 + 4 + 8 + 8 + 16 + 16)
+    assert encoder.count_params() == sum(i * o * k * k + o for i, o, k in convolutions) + norms == 4668
+    convolutions = [(16, 16, 3), (16, 16, 3), (16, 8, 3), (8, 8, 3), (8, 4, 3), (4, 4, 3), (4, 1, 1)]
+    assert decoder.count_params() == sum(i * o * k * k + o for i, o, k in convolutions) == 6829
+
+
+def test_paper_takes_its_widths_and_depth():
+    encoder = build_encoder("paper", 1, 4, hidden=6, residual_blocks=3, residual_hidden=2)
+    kernels = [tuple(weight.shape) for weight in encoder.weights if weight.name == "kernel"]
+    residual = [(3, 3, 6, 2), (1, 1, 2, 6)] * 3
+    assert kernels == [(4, 4, 1, 3), (4, 4, 3, 6), (3, 3, 6, 6), *residual, (1, 1, 6, 4)]
+    assert build_decoder("paper", 1, 4, hidden=2, residual_blocks=0).output_shape == (None, None, None, 1)
+
+
+@pytest.mark.parametrize("build", [build_encoder, build_decoder])
+def test_unknown_networks_and_small_dimensions_are_refused(build):
+    with pytest.raises(ValueError, match="must be one of plain, resnet, paper. Received: name='plane'"):
+        build("plane", 3, 8)
+    with pytest.raises(ValueError, match="must be at least 4.* Received: 3"):
+        build("plain", 3, 3)
+
+
+def test_downsampling_of_the_configuration_is_what_the_encoder_does():
+    sections = typing.get_args(typing.get_args(config.ModelConfig)[0])
+    assert len(sections) == len(CASES)
+    for section in sections:
+        (network,) = typing.get_args(section.model_fields["network"].annotation)
+        latents = build_encoder(network, 1, 4, **CASES[network]).compute_output_shape((1, 48, 24, 1))
+        assert (48 // latents[1], 24 // latents[2]) == (section.downsampling,) * 2
+
+
+# Instance normalization.
+
+
+def test_instance_normalization_equals_group_normalization_and_numpy():
+    values = 3.0 + 2.0 * images(3, 5, 7, 4, scale=1.0)
+    layer, group = InstanceNormalization(), layers.GroupNormalization(groups=-1, epsilon=1e-6)
+    gamma, beta = np.array([1.0, -2.0, 0.5, 3.0]), np.array([0.0, 1.0, -1.0, 0.5])
+    for normalization in (layer, group):
+        normalization.build(values.shape)
+        normalization.gamma.assign(gamma)
+        normalization.beta.assign(beta)
+    wide = values.astype("float64")
+    mean, variance = wide.mean((1, 2), keepdims=True), wide.var((1, 2), keepdims=True)
+    expected = gamma * (wide - mean) / np.sqrt(variance + 1e-6) + beta
+    np.testing.assert_allclose(array(layer(values)), expected, atol=2e-5)
+    np.testing.assert_allclose(array(layer(values)), array(group(values)), atol=2e-5)
+
+
+def test_instance_normalization_keeps_images_apart():
+    values = images(3, 4, 4, 2)
+    layer = InstanceNormalization()
+    together = array(layer(values))
+    for i in range(3):
+        np.testing.assert_allclose(array(layer(values[i : i + 1]))[0], together[i], atol=1e-6)
+
+
+def test_instance_normalization_of_a_flat_or_single_position_is_its_shift():
+    layer = InstanceNormalization()
+    layer.build((None, None, None, 2))
+    layer.beta.assign([0.25, -1.0])
+    for values in (np.full((1, 4, 4, 2), 0.5, "float32"), images(1, 1, 1, 2), np.zeros((1, 4, 4, 2), "float32")):
+        np.testing.assert_allclose(array(layer(values)), np.broadcast_to([0.25, -1.0], values.shape), atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_instance_normalization_computes_in_float32_under_every_policy(policy):
+    half = policy.removeprefix("mixed_")
+    # Their squares overflow float16, and bfloat16 has too few digits for their variance.
+    values = ops.cast(300.0 + 3.0 * images(2, 8, 8, 3, scale=1.0), half)
+    mixed, full = InstanceNormalization(dtype=policy), InstanceNormalization()
+    outputs = mixed(values)
+    assert keras.backend.standardize_dtype(outputs.dtype) == half
+    expected = ops.cast(full(ops.cast(values, "float32")), half)
+    np.testing.assert_array_equal(array(ops.cast(outputs, "float32")), array(ops.cast(expected, "float32")))
+
+
+def test_instance_normalization_survives_its_config():
+    layer = InstanceNormalization(epsilon=0.5, name="norm")
+    rebuilt = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert rebuilt.epsilon == 0.5 and rebuilt.get_config() == layer.get_config()
+    assert layer.compute_output_shape((None, 4, 4, 2)) == (None, 4, 4, 2)
