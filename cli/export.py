@@ -26,6 +26,7 @@ def export(
         from kvq.exporters import export
 
         report = export(model, format, out, parts=part)
-    for part in report["parts"].values():
-        print(part.pop("file"), *(f"{name.replace('_', ' ')} {output.number(value)}" for name, value in part.items()), sep="  ")
+    for written in report["parts"].values():
+        facts = [f"{name.replace('_', ' ')} {output.number(value)}" for name, value in written.items() if name != "file"]
+        print(written["file"], *facts, sep="  ")
     output.say(f"written by {report['backend']}, compared with the model on {report['compared_on']}")

@@ -157,6 +157,18 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
     return model, config
 
 
+def model_folder(path: str | Path) -> Path:
+    """The model folder that a path means: itself, or the `model/` of a run folder."""
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"There is no {path}. Give a run folder or a model folder.")
+    if (path / "run.json").exists():
+        if not (path / "model").exists():
+            raise ArtifactError(f"{path} has no model yet: it is written at the end of a run.")
+        return path / "model"
+    return path
+
+
 def tensors(model: "VQVAE") -> "Iterator[tuple[str, Any]]":
     """Every weight of encoder, quantizer and decoder under its name in the file: `encoder.stage0.down.conv.kernel`."""
     for part in (model.encoder, model.quantizer, model.decoder):

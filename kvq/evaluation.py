@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kvq import artifact
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
 from kvq.data.sources import Batch
 from kvq.errors import DataError
@@ -15,7 +16,7 @@ from kvq.metrics import CodebookUsage, psnr, ssim
 from kvq.model import VQVAE
 from kvq.ops import to_uint8
 from kvq.progress import Progress
-from kvq.tokenizer import Tokenizer, model_folder
+from kvq.tokenizer import Tokenizer
 
 
 def evaluate(
@@ -104,5 +105,5 @@ def trained_on(path: str | Path, name: str) -> str:
     """The source of the run that a model lies in, which may be a path; else the name that the model carries."""
     from kvq.run import Run
 
-    run = Run(model_folder(path).parent)
+    run = Run(artifact.model_folder(path).parent)
     return run.config.data.source if run.exists else name

@@ -1,8 +1,9 @@
 """Whoever watches a long computation: a display, a log, or nobody."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Progress:
@@ -17,7 +18,7 @@ class Progress:
     def log(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
 
-    def picture(self, name: str, step: int, picture: Image.Image) -> None:
+    def picture(self, name: str, step: int, picture: "Image.Image") -> None:
         """A grid of originals above reconstructions, of the images called `name`."""
 
     def note(self, text: str) -> None:

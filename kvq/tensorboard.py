@@ -1,5 +1,6 @@
 """TensorBoard summaries of a run, by tensorboardX, which needs no backend."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,22 @@ from kvq.run import Run
 
 
 class TensorBoard(Progress):
-    """Writes records and pictures as TensorBoard summaries."""
+    """Writes records and pictures as TensorBoard summaries.
+
+    Raises:
+        BackendError: If tensorboardX is not installed. Nothing is written before the first record.
+    """
 
     def __init__(self, run: Run):
         try:
-            from tensorboardX import SummaryWriter
+            import tensorboardX
         except ImportError:
             raise BackendError('TensorBoard summaries need the extra: pip install "kvq[tensorboard]".') from None
-        self.writer = SummaryWriter(str(run.tensorboard))
+        self._open = lambda: tensorboardX.SummaryWriter(str(run.tensorboard))
+
+    @functools.cached_property
+    def writer(self) -> Any:
+        return self._open()
 
     def log(self, record: dict[str, Any]) -> None:
         for name, value in record.items():

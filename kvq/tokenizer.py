@@ -8,7 +8,6 @@ import numpy as np
 
 from kvq import artifact
 from kvq.artifact import ArtifactConfig
-from kvq.errors import ArtifactError
 from kvq.model import VQVAE, ImageDecoder, ImageEncoder
 
 
@@ -34,7 +33,7 @@ class Tokenizer:
         Raises:
             ArtifactError: If there is none, or it is broken.
         """
-        return cls(*artifact.load(model_folder(path)))
+        return cls(*artifact.load(artifact.model_folder(path)))
 
     @property
     def downsampling(self) -> int:
@@ -80,18 +79,6 @@ class Tokenizer:
         if indices.min() < 0 or indices.max() >= self.vocabulary_size:
             raise ValueError(f"`indices` must be in [0, {self.vocabulary_size}). Received: {indices.min()} to {indices.max()}.")
         return _by_batch(self._decoder, indices.astype("int32"), batch_size)
-
-
-def model_folder(path: str | Path) -> Path:
-    """The model folder that a path means: itself, or the `model/` of a run folder."""
-    path = Path(path)
-    if not path.exists():
-        raise ArtifactError(f"There is no {path}. Give a run folder or a model folder.")
-    if (path / "run.json").exists():
-        if not (path / "model").exists():
-            raise ArtifactError(f"{path} has no model yet: it is written at the end of a run.")
-        return path / "model"
-    return path
 
 
 def _by_batch(model: keras.Model, array: np.ndarray, batch_size: int) -> np.ndarray:

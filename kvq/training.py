@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,10 @@ def train(
     progress = progress or Progress()
     run = Run(out or Path("runs") / name)
     source, validation = _open(config)
+    watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
-    keras.utils.set_random_seed(config.train.seed)
+    # Every seed that Keras draws comes from here. `keras.utils.set_random_seed` would import TensorFlow on every backend.
+    random.seed(config.train.seed)
     model = _compiled(config, source.channels)
     if resume:
         config = _resumed_config(run, config)
@@ -86,10 +89,10 @@ def train(
             first_step = restore_checkpoint(run, model, progress.note)
             run.drop_metrics_after(first_step)
             run.update_record(status="running")
-            return _train(run, config, model, source, validation, first_step, tensorboard, progress)
+            return _train(run, config, model, source, validation, first_step, progress, watchers)
     run.create(config, _record(config, command), overwrite)
     with run.locked():
-        return _train(run, config, model, source, validation, 0, tensorboard, progress)
+        return _train(run, config, model, source, validation, 0, progress, watchers)
 
 
 def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
@@ -116,8 +119,8 @@ def _train(
     source: Source,
     validation: Source,
     first_step: int,
-    tensorboard: bool,
     progress: Progress,
+    watchers: Sequence[Progress],
 ) -> dict[str, Any]:
     """From `first_step` to the end, whatever that is; run.json then says which it was."""
     train, data, codebook, checkpoint = config.train, config.data, config.codebook, config.checkpoint
@@ -129,7 +132,6 @@ def _train(
         for name, images in (("train", source), ("validation", validation))
     }
     inputs = _TimedInputs(iterate(batches, start=first_step))
-    watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
     with stop_signals() as stop, _status_on_error(run):
         between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step)

@@ -266,7 +266,8 @@ def test_reconstruct_keeps_sizes(finished, tmp_path: Path) -> None:
     result = kvq_in_process("reconstruct", str(finished[0]), str(picture), "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
     (written,) = result.stdout.splitlines()
-    assert Image.open(written).size == (45, 30)
+    with Image.open(written) as image:
+        assert image.size == (45, 30)
 
 
 def test_export_refuses_an_unknown_format(finished, tmp_path: Path) -> None:

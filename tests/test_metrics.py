@@ -51,9 +51,7 @@ def test_psnr_equals_scikit_image(pairs, name):
 def test_ssim_equals_scikit_image(pairs, name):
     images, restored = pairs[name]
     values = ssim(images, restored)
-    expected = [
-        structural_similarity(a, b, data_range=255, channel_axis=-1) for a, b in zip(images, restored, strict=True)
-    ]
+    expected = [structural_similarity(a, b, data_range=255, channel_axis=-1) for a, b in zip(images, restored, strict=True)]
     assert values.shape == (len(images),) and values.dtype == np.float64
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 

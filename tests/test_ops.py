@@ -45,9 +45,7 @@ class Differentiated(keras.Model):
         super().__init__()
         self.function = function
         self.points = points
-        self.moves = [
-            self.add_weight(shape=point.shape, initializer="zeros", name=f"move{i}") for i, point in enumerate(points)
-        ]
+        self.moves = [self.add_weight(shape=point.shape, initializer="zeros", name=f"move{i}") for i, point in enumerate(points)]
 
     def call(self, unused):
         moved = [ops.convert_to_tensor(point) + move for point, move in zip(self.points, self.moves, strict=True)]

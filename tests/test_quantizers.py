@@ -292,9 +292,7 @@ def test_no_latents_make_it_nan(kind, policy, latents):
     assert all(np.isfinite(values).all() for values in state(quantizer).values())
 
 
-@pytest.mark.parametrize(
-    "argument, value", [("codebook_size", 1), ("commitment_weight", -0.1), ("decay", 1.0), ("decay", -0.1)]
-)
+@pytest.mark.parametrize("argument, value", [("codebook_size", 1), ("commitment_weight", -0.1), ("decay", 1.0), ("decay", -0.1)])
 def test_arguments_out_of_range_are_refused_by_name(kind, argument, value):
     with pytest.raises(ValueError, match=rf"`{argument}` must .* Received: {argument}={value}"):
         QUANTIZERS[kind](**{**CASES[kind], argument: value})

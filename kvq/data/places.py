@@ -17,11 +17,14 @@ IDX_FILES = {
 SPLIT_FOLDERS = {"train": ("train", "train2017"), "test": ("test", "val", "validation", "val2017")}
 HOLD_OUT = 20
 SYSTEM = Path("/usr/share/datasets")
+# Known names that are folders of photographs; the others are arrays.
+PHOTOGRAPHS = {"mscoco"}
 # Each known name, and how its files can be had where kvq finds none.
 KNOWN = {
     "fashion_mnist_mini": "It comes with kvq: install kvq anew.",
     "fashion_mnist": "Install Debian's package `dataset-fashion-mnist`, or put the four .gz files into $KVQ_DATA/fashion_mnist.",
     "mnist": "Put the four IDX files (train-images-idx3-ubyte.gz and so on), or mnist.npz, into $KVQ_DATA/mnist.",
+    "mscoco": "Unpack train2017.zip of cocodataset.org and name its folder by --data, or put it into $KVQ_DATA/mscoco.",
     "cifar10": "Put one .npz with x_train, y_train, x_test and y_test into $KVQ_DATA/cifar10.",
 }
 
@@ -61,7 +64,8 @@ def locate(source: str, data: str | Path | None = None) -> Path:
 
 def find(name: str) -> Path | None:
     """Where the files of a known name lie on this machine, or None. Downloads nothing."""
-    return next((place for place in _places(name) if _holds_arrays(place)), None)
+    holds = recognise if name in PHOTOGRAPHS else _holds_arrays
+    return next((place for place in _places(name) if holds(place)), None)
 
 
 def _places(name: str) -> list[Path]:

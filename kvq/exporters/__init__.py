@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kvq import backends
+from kvq import artifact, backends
 from kvq.errors import BackendError, ExportError, KvqError
 from kvq.exporters import keras_file, onnx
 from kvq.exporters.check import compare, sample_images
@@ -46,6 +46,8 @@ def export(path: str | Path, format: str, out: str | Path, parts: list[str] | No
     if unknown:
         raise KvqError(f"Parts must be of {', '.join(PARTS)}. Received: {unknown[0]}.")
     wanted, exporter, out = parts or list(PARTS), EXPORTERS[format], Path(out)
+    # Before anything is written, and before a backend has to be able.
+    artifact.check(artifact.model_folder(path))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,108 @@
+"""What `kvq evaluate` and `kvq reconstruct` promise."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from kvq.config import load_config
+from kvq.data import open_source
+from kvq.errors import ArtifactError, DataError
+from kvq.evaluation import evaluate
+from kvq.reconstruction import reconstruct
+from kvq.tokenizer import Tokenizer
+from kvq.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    small = ["train.steps=3", "train.batch_size=16", "model.latent_dim=8", "quantizer.codebook_size=16"]
+    train(load_config("fashion_mnist_mini", [*small, "data.validation_images=16"]), folder)
+    return folder
+
+
+def test_the_measurements_are_those_of_the_images_and_their_reconstructions(run):
+    measured = evaluate(run, images=37, batch_size=16)
+    tokenizer = Tokenizer.load(run)
+    images = open_source("fashion_mnist_mini", "test").fetch(np.arange(37))["images"]
+    indices = tokenizer.encode(images)
+    restored = tokenizer.decode(indices)
+    assert measured["images"] == 37
+    expected = np.mean([peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(images, restored, strict=True)])
+    assert measured["psnr"] == pytest.approx(expected, abs=1e-6)
+    similar = [structural_similarity(a, b, data_range=255, channel_axis=-1) for a, b in zip(images, restored, strict=True)]
+    assert measured["ssim"] == pytest.approx(np.mean(similar), abs=1e-6)
+    counts = np.bincount(indices.ravel(), minlength=16)
+    frequencies = counts[counts > 0] / counts.sum()
+    assert measured["perplexity"] == pytest.approx(np.exp(-(frequencies * np.log(frequencies)).sum()), rel=1e-5)
+    assert measured["usage"] == np.mean(counts > 0)
+    # Grey levels are rounded for the pictures, not for the error.
+    rounded = np.mean((restored / 127.5 - images / 127.5) ** 2)
+    assert measured["mse"] == pytest.approx(rounded, rel=1e-2)
+    assert measured["losses"]["reconstruction"] == measured["mse"]
+    assert {*measured["losses"]} == {"reconstruction", "codebook", "commitment"}
+
+
+def test_the_result_does_not_depend_on_the_batch_size(run):
+    names = ("images", "mse", "psnr", "ssim", "usage", "perplexity")
+    first, second = evaluate(run, images=37, batch_size=37), evaluate(run, images=37, batch_size=10)
+    for name in names:
+        assert first[name] == pytest.approx(second[name], rel=1e-6), name
+    assert first["losses"] == pytest.approx(second["losses"], rel=1e-6)
+
+
+def test_the_result_describes_how_it_was_made(run):
+    measured = evaluate(run, images=2)
+    assert {"data": "fashion_mnist_mini", "split": "test", "crop": 28}.items() <= measured.items()
+    assert measured["weights_sha256"] == json.loads((run / "model" / "config.json").read_text())["weights_sha256"]
+    assert measured["images_per_second"] > 0 and measured["backend"]
+
+
+def test_a_model_folder_does_as_well_as_a_run_folder(run):
+    assert evaluate(run / "model", images=2)["psnr"] == evaluate(run, images=2)["psnr"]
+
+
+def test_images_that_do_not_fit_are_refused(run, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "colour.png")
+    with pytest.raises(DataError, match="channels"):
+        evaluate(run, data=tmp_path)
+    with pytest.raises(ArtifactError, match="There is no"):
+        evaluate(tmp_path / "nothing")
+
+
+def test_a_reconstruction_has_the_size_of_its_image(run, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"odd": (31, 45), "one": (1, 1), "fits": (28, 28)}
+    for name, size in sizes.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    written = reconstruct(run, [tmp_path / f"{name}.png" for name in sizes], tmp_path / "out")
+    assert [path.stem for path in written] == [*sizes]
+    for path in written:
+        with Image.open(path) as restored:
+            assert restored.size == sizes[path.stem][::-1]
+
+
+def test_what_fits_the_grid_is_what_the_tokenizer_gives(run, tmp_path):
+    image = open_source("fashion_mnist_mini", "test")[3]["image"]
+    Image.fromarray(image[:, :, 0]).save(tmp_path / "image.png")
+    (written,) = reconstruct(run, [tmp_path / "image.png"], tmp_path / "out")
+    tokenizer = Tokenizer.load(run)
+    expected = tokenizer.decode(tokenizer.encode(image[None]))[0, :, :, 0]
+    with Image.open(written) as restored:
+        np.testing.assert_array_equal(np.asarray(restored), expected)
+
+
+def test_one_unreadable_image_and_nothing_is_written(run, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("not an image")
+    with pytest.raises(DataError, match="bad.png"):
+        reconstruct(run, [tmp_path / "good.png", tmp_path / "bad.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_images_of_one_name_are_refused(run, tmp_path):
+    with pytest.raises(DataError, match="different names"):
+        reconstruct(run, [tmp_path / "a.png", tmp_path / "sub" / "a.jpg"], tmp_path / "out")

@@ -1,0 +1,215 @@
+"""What `kvq train` promises: the run folder, determinism, resuming, stopping, and errors that leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import kvq.training
+from kvq.config import load_config
+from kvq.errors import ConfigError, DataError, KvqError, RunError, TrainingError
+from kvq.run import Run
+from kvq.training import describe, train
+
+# A network and batches small enough for a few steps a second on every backend.
+SMALL = ("train.batch_size=16", "model.latent_dim=8", "quantizer.codebook_size=16", "data.validation_images=32")
+
+
+def small_config(steps, *overrides):
+    often = ("train.log_every=2", "train.sample_every=4", "train.validate_every=4", "train.warmup_steps=0")
+    return load_config("fashion_mnist_mini", [*SMALL, *often, f"train.steps={steps}", *overrides])
+
+
+def steps_logged(run, split):
+    return [record["step"] for record in run.read_metrics() if record["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 7 steps, which no interval divides."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    result = train(small_config(7), folder, command="kvq train fashion_mnist_mini")
+    return result, Run(folder)
+
+
+def test_a_run_leaves_everything_that_its_folder_promises(finished):
+    result, run = finished
+    assert result["status"] == "finished" and result["steps"] == 7 and result["run"] == str(run.folder)
+    assert run.config == small_config(7)
+    assert {"status": "finished", "steps": 7, "seed": 0, "command": "kvq train fashion_mnist_mini"}.items() <= run.record.items()
+    assert {file.name for file in run.model.iterdir()} == {"config.json", "model.safetensors"}
+    assert {file.name for file in run.samples.iterdir()} == {
+        f"{name}_{step:08d}.png" for name in ("train", "validation") for step in (4, 7)
+    }
+    with Image.open(run.loss_plot) as plot:
+        assert plot.size[0] > 500
+    assert not [file for file in run.folder.rglob(".*") if file.name != ".lock"], "temporary files were left behind"
+
+
+def test_the_first_and_the_last_step_are_logged_and_the_last_is_validated_and_saved(finished):
+    result, run = finished
+    assert steps_logged(run, "train") == [1, 2, 4, 6, 7]
+    assert steps_logged(run, "validation") == [4, 7]
+    assert sorted(folder.name for folder in run.checkpoints.iterdir())[-1] == "step_00000007"
+    last = [record for record in run.read_metrics() if record["split"] == "train"][-1]
+    assert result["metrics"] == last
+    names = {"step", "split", "loss", "reconstruction", "codebook", "commitment", "psnr", "usage", "perplexity"}
+    assert {*last} == names | {"images_per_second", "input_wait"}
+    assert last["loss"] == pytest.approx(last["reconstruction"] + last["codebook"] + last["commitment"], rel=1e-5)
+
+
+def test_the_same_configuration_gives_the_same_weights(finished, tmp_path):
+    _, run = finished
+    train(small_config(7), tmp_path / "again")
+    first, second = (load_file(folder / "model.safetensors") for folder in (run.model, tmp_path / "again" / "model"))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_another_seed_gives_other_weights(finished, tmp_path):
+    _, run = finished
+    train(small_config(1, "train.seed=1"), tmp_path / "other")
+    first, second = (load_file(folder / "model.safetensors") for folder in (run.model, tmp_path / "other" / "model"))
+    assert not np.array_equal(first["encoder.stage0.down.conv.kernel"], second["encoder.stage0.down.conv.kernel"])
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tmp_path):
+    _, run = finished
+    # A constant learning rate: the cosine of 4 steps is not the beginning of the cosine of 7.
+    constant = 'train.schedule="constant"'
+    train(small_config(4, constant, "codebook.replace_dead_every=0"), tmp_path / "run")
+    result = train(small_config(7, constant, "codebook.replace_dead_every=0"), tmp_path / "run", resume=True)
+    assert result["steps"] == 7
+    assert steps_logged(Run(tmp_path / "run"), "train") == [1, 2, 4, 6, 7]
+    train(small_config(7, constant, "codebook.replace_dead_every=0"), tmp_path / "straight")
+    resumed, straight = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "straight"))
+    for name in resumed:
+        np.testing.assert_array_equal(resumed[name], straight[name], err_msg=name)
+
+
+def test_resuming_a_finished_run_trains_nothing(finished):
+    result, run = finished
+    before = run.read_metrics()
+    assert train(small_config(7), run.folder, resume=True)["metrics"] == result["metrics"]
+    assert run.read_metrics() == before
+
+
+def test_resuming_with_another_configuration_is_refused_with_the_differences(finished):
+    _, run = finished
+    with pytest.raises(RunError, match=r"train.learning_rate was 0.0\d+, is 0.5"):
+        train(small_config(7, "train.learning_rate=0.5"), run.folder, resume=True)
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_overwritten_only_when_told(finished, tmp_path):
+    train(small_config(1), tmp_path / "run")
+    with pytest.raises(RunError, match="--resume .* --overwrite"):
+        train(small_config(1), tmp_path / "run")
+    assert train(small_config(2), tmp_path / "run", overwrite=True)["steps"] == 2
+    assert steps_logged(Run(tmp_path / "run"), "train") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "message"),
+    [
+        (["train.batch_size=4096"], None, r"train.batch_size must not be larger than the data set, 2000 images. Received: 4096"),
+        (["data.crop=40", "data.pad=0"], None, "smaller than the crop|40"),
+        ([], "no/such/place", "no/such/place"),
+        ([], "EMPTY", "EMPTY"),
+    ],
+    ids=["batch", "crop", "missing", "empty"],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch, overrides, data, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    with pytest.raises(KvqError, match=message) as error:
+        train(small_config(2, *overrides), tmp_path / "run", data=data)
+    assert error.value.exit_code == 2
+    assert isinstance(error.value, (ConfigError, DataError))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="Give another --out"):
+        train(small_config(1), tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_so(tmp_path, monkeypatch):
+    compiled = kvq.training._compiled
+
+    def poisoned(config, channels):
+        # From the start: no learning rate diverges reliably within a few steps on every backend.
+        model = compiled(config, channels)
+        kernel = model.decoder.weights[0]
+        kernel.assign(np.full(kernel.shape, np.nan, "float32"))
+        return model
+
+    monkeypatch.setattr(kvq.training, "_compiled", poisoned)
+    with pytest.raises(TrainingError, match="Lower train.learning_rate"):
+        train(small_config(4), tmp_path / "run")
+    assert Run(tmp_path / "run").record["status"] == "failed"
+
+
+def test_a_folder_of_photographs_trains_and_validates_on_another_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 24), ("other", 8)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            height, width = rng.integers(20, 40, 2)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / name / f"photo {index}'s.jpg")
+    config = load_config("mscoco_resnet", [*SMALL[1:], "data.crop=16", "train.batch_size=8", "train.steps=2"])
+    result = train(config, tmp_path / "run", data=tmp_path / "train", validation_data=tmp_path / "other")
+    run = Run(tmp_path / "run")
+    assert result["status"] == "finished"
+    assert run.config.data.source == str(tmp_path / "train") and run.config.data.validation == str(tmp_path / "other")
+    assert steps_logged(run, "validation") == [2]
+
+
+def test_describe_says_what_a_configuration_makes():
+    described = describe(load_config("fashion_mnist_mini"))
+    # 49 tokens of one of 64 codes, 6 bits each.
+    assert described["tokens_per_image"] == 49 and described["bits_per_image"] == 294.0
+    assert described["training_images"] == 2000 and described["validation_images"] == 500
+    assert described["image_shape"] == [28, 28, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_stops_a_run_with_a_whole_checkpoint(tmp_path, number):
+    folder = tmp_path / "run"
+    overrides = [*SMALL, "train.log_every=1", "train.steps=1000000"]
+    arguments = [part for override in overrides for part in ("--set", override)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvq_cli", "train", "fashion_mnist_mini", "--out", str(folder), "--json", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    result = json.loads(stdout)
+    run = Run(folder)
+    assert result["status"] == run.record["status"] == "interrupted"
+    assert sorted(path.name for path in run.checkpoints.iterdir())[-1] == f"step_{result['steps']:08d}"
+    assert (run.model / "model.safetensors").exists()
+
+
+def test_tensorboard_summaries_are_written_when_asked_for(tmp_path):
+    train(small_config(1), tmp_path / "run", tensorboard=True)
+    files = list(Path(tmp_path / "run" / "tensorboard").glob("events*"))
+    assert files and files[0].stat().st_size > 1000
