@@ -111,8 +111,11 @@ def test_another_backend_exports_in_a_process_of_its_own(run, tmp_path, monkeypa
     monkeypatch.setattr(exporters, "_able_backend", lambda format, exporter: backend)
     report = export(run, "keras", tmp_path, ["encoder"])
     assert report["backend"] == backend and (tmp_path / "encoder.keras").exists()
-    with pytest.raises(ExportError, match="not a kvq model"):
+    # What goes wrong there is said here, with the exit code of what went wrong.
+    monkeypatch.setattr(exporters.artifact, "check", lambda folder: None)
+    with pytest.raises(ExportError, match="not a kvq model") as error:
         export(tmp_path, "keras", tmp_path / "out")
+    assert error.value.exit_code == 2
 
 
 def test_the_report_is_json(exported):

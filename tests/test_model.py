@@ -6,21 +6,19 @@ import pytest
 from keras import ops
 
 from kvq.model import MODELS, VQVAE, ImageAutoencoder, ImageDecoder, ImageEncoder, decode, encode
-from kvq.networks import build_decoder, build_encoder
 from kvq.ops import to_uint8
 from kvq.quantizers import QUANTIZERS
 
 CHANNELS, DIM, CODES = 3, 4, 11
 
 
-def build(kind="vector", seed=0, **changes):
-    keras.utils.set_random_seed(seed)
-    model = VQVAE(
-        build_encoder("plain", CHANNELS, DIM),
-        QUANTIZERS[kind](CODES, name="quantizer"),
-        build_decoder("plain", CHANNELS, DIM),
-        **changes,
-    )
+def build(kind="vector", **changes):
+    """A model of one layer a side, since it does not matter here which."""
+    keras.utils.set_random_seed(0)
+    images, codes = keras.Input((None, None, CHANNELS), name="images"), keras.Input((None, None, DIM), name="codes")
+    encoder = keras.Model(images, keras.layers.Conv2D(DIM, 4, 4, name="down_conv")(images), name="encoder")
+    up = keras.layers.Conv2DTranspose(CHANNELS, 4, 4, activation="tanh", name="up_conv")
+    model = VQVAE(encoder, QUANTIZERS[kind](CODES, name="quantizer"), keras.Model(codes, up(codes), name="decoder"), **changes)
     model.build((None, None, None, CHANNELS))
     return model
 
@@ -126,8 +124,7 @@ def test_fit_on_a_ragged_last_batch_adds_up_and_learns(model, images):
         assert float(history["loss"][epoch]) == pytest.approx(total, rel=1e-6)
     after = weights(model)
     for part in ("encoder", "decoder"):
-        moved = [weight.path for weight in getattr(model, part).weights if (after[weight.path] != before[weight.path]).any()]
-        assert len(moved) > 0.8 * len(getattr(model, part).weights)
+        assert all((after[weight.path] != before[weight.path]).any() for weight in getattr(model, part).weights)
     for weight in model.quantizer.weights:
         assert (after[weight.path] != before[weight.path]).any() == (weight.name != "initialised"), weight.path
 
