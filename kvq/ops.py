@@ -26,7 +26,8 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     # LiteRT runtimes reject, and it is slower under XLA.
     codebook_size = codebook.shape[0]
     is_nearest = ops.equal(distances, ops.min(distances, axis=-1, keepdims=True))
-    positions = ops.arange(codebook_size, dtype="int32")
+    # With its start, since the ONNX converter of JAX takes `arange` in no other form.
+    positions = ops.arange(0, codebook_size, dtype="int32")
     return ops.min(ops.where(is_nearest, positions, codebook_size - 1), axis=-1)
 
 

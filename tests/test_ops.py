@@ -116,7 +116,8 @@ def test_latent_that_is_not_finite_gets_an_index_in_range(rng, value):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_nearest_code_searches_in_float32(rng, dtype):
-    latents, codebook = ops.cast(normal(rng, 400, 8), dtype), 10.5 + 0.5 * normal(rng, 64, 8)
+    # Far from the origin, where half precision tells few codes apart.
+    latents, codebook = ops.cast(10.5 + 0.5 * normal(rng, 200, 8), dtype), 10.5 + 0.5 * normal(rng, 64, 8)
     squares = np.square(array(ops.cast(latents, "float32")).astype("float64")[:, None] - codebook).sum(-1)
     np.testing.assert_array_equal(array(nearest_code(latents, codebook)), squares.argmin(-1))
 
@@ -213,9 +214,9 @@ def test_code_counts_and_sums_equal_their_definition(rng):
 
 
 def test_code_sums_of_half_precision_are_in_float32(rng):
-    # In bfloat16 a sum of ones stops at 256.
-    sums = code_sums(ops.ones((1000, 2), "bfloat16"), np.zeros(1000, "int32"), 3)
-    np.testing.assert_array_equal(array(sums), [[1000, 1000], [0, 0], [0, 0]])
+    # In bfloat16 a sum of ones stops at 256, and there is no 1001.
+    sums = code_sums(ops.ones((1001, 2), "bfloat16"), np.zeros(1001, "int32"), 3)
+    np.testing.assert_array_equal(array(sums), [[1001, 1001], [0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize(
