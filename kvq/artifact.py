@@ -124,6 +124,7 @@ def check(folder: Path) -> ArtifactConfig:
     """
     config = _read_config(folder / CONFIG_NAME)
     weights = _regular_file(folder / WEIGHTS_NAME)
+    _check_consistent(config)
     _check_tensors(weights, config)
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -139,6 +140,7 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
         ArtifactError: As `check`; also if the tensors fit the list in config.json but not the model that it names.
     """
     config = check(folder)
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from kvq.build import build_model
@@ -152,7 +154,11 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
             f"{folder} holds other tensors than its model has: {name} is {described.get(name, 'missing')} in the file "
             f"and {expected.get(name, 'missing')} in the model that {CONFIG_NAME} names."
         )
-    for name, array in load_file(folder / WEIGHTS_NAME).items():
+    try:
+        arrays = load_file(folder / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{folder / WEIGHTS_NAME} is not a safetensors file: {error}.") from None
+    for name, array in arrays.items():
         weights[name].assign(array)
     return model, config
 
@@ -206,6 +212,21 @@ def _read_config(path: Path) -> ArtifactConfig:
         return check_section(ArtifactConfig, values, str(path))
     except ConfigError as error:
         raise ArtifactError(str(error)) from None
+
+
+def _check_consistent(config: ArtifactConfig) -> None:
+    """Holds what the configuration says twice against itself."""
+    side = config.images.crop // config.model.downsampling
+    expected = [Grid(name="grid", shape=[side, side], vocabulary=config.quantizer.codebook_size, depth=1)]
+    if config.grids != expected:
+        raise ArtifactError(f"{CONFIG_NAME} names other grids than its model has: {config.grids[0]} instead of {expected[0]}.")
+    codebook = config.tensors.get("quantizer.codebook")
+    # Before anything is built: a few bytes of configuration could ask for a codebook of gigabytes.
+    if codebook is not None and codebook.shape != [config.quantizer.codebook_size, config.model.latent_dim]:
+        raise ArtifactError(
+            f"{CONFIG_NAME} says that quantizer.codebook is {codebook.shape}; its model has "
+            f"{[config.quantizer.codebook_size, config.model.latent_dim]}."
+        )
 
 
 def _check_tensors(path: Path, config: ArtifactConfig) -> None:

@@ -5,6 +5,7 @@ that both say the same (tests/test_config.py).
 """
 
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -254,7 +255,7 @@ def _in_words(model: type[pydantic.BaseModel], mistake: dict[str, Any]) -> str:
         case "value_error":
             return str(context["error"])
     message = mistake["msg"][0].lower() + mistake["msg"][1:]
-    return f"{key}: {message}. Received: {mistake['input']!r}."
+    return f"{key}: {message}. Received: {reprlib.repr(mistake['input'])}."
 
 
 def _walk(model: type[pydantic.BaseModel], loc: tuple[Any, ...]) -> tuple[type[pydantic.BaseModel] | None, list[str]]:

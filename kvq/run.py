@@ -63,7 +63,8 @@ class Run:
             raise RunError(f"{self.folder} exists and is not a run folder. Give another --out.")
         try:
             if self.exists:
-                shutil.rmtree(self.folder)
+                with self.locked():
+                    shutil.rmtree(self.folder)
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             write_text(self.config_file, config.to_toml())
@@ -146,11 +147,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(file)
         _flush(temporary)
         if path.exists():
-            # A folder cannot be renamed onto one that is not empty: the old one steps aside first.
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, aside / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
+            # A folder cannot be renamed onto one that is not empty: the old one steps aside, and back if need be.
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old.") as aside:
+                old = Path(aside) / path.name
+                os.replace(path, old)
+                try:
+                    os.replace(temporary, path)
+                except BaseException:
+                    os.replace(old, path)
+                    raise
         else:
             os.replace(temporary, path)
         _flush(path.parent)

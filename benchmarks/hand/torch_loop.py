@@ -39,7 +39,10 @@ class Loop:
         return x[:, :, :height, :width]
 
     def norm(self, name: str, x: Any) -> Any:
-        return F.instance_norm(x, weight=self.w[f"{name}.norm.gamma"], bias=self.w[f"{name}.norm.beta"], eps=1e-6)
+        # `F.instance_norm` leaves the channels-last layout, and then every convolution after it is slower (1.5 times the step).
+        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + 1e-6) * self.w[f"{name}.norm.gamma"][:, None, None]
+        return x * scale + (self.w[f"{name}.norm.beta"][:, None, None] - mean * scale)
 
     def leaky_relu(self, x: Any) -> Any:
         return F.leaky_relu(x, 0.2)
