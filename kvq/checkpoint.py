@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from kvq import artifact
@@ -20,6 +21,8 @@ from kvq.errors import RunError
 from kvq.run import Run, new_folder, write_bytes, write_text
 
 FORMAT_VERSION = 1
+# What reading a broken checkpoint can raise.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validation_psnr: float | None = None) -> Path:
@@ -54,10 +57,10 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
     Raises:
         RunError: If there is none, or the newest is of another model.
     """
-    for folder in sorted(_folders(run), reverse=True):
+    for folder in reversed(_folders(run)):
         try:
             step, arrays = _read(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except _BROKEN as error:
             note(f"{folder} is broken ({error}); the one before it is taken.")
             continue
         model.optimizer.build(model.trainable_variables)
@@ -74,7 +77,7 @@ def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
     yield from artifact.tensors(model)
     # Numbered: Keras' own names of these are counted over the whole process and differ from one to the next.
     for index, variable in enumerate(model.optimizer.variables):
-        yield f"optimizer.{index:04d}.{variable.name}", variable
+        yield f"optimizer.{index:04d}", variable
     # Keras leaves these out of its own files, and a resume from them is silently inexact.
     generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
     for index, generator in enumerate(generators):
@@ -82,7 +85,11 @@ def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
 
 
 def _folders(run: Run) -> list[Path]:
-    return [folder for folder in run.checkpoints.glob("step_*") if folder.is_dir()]
+    """Oldest first."""
+    folders = [
+        folder for folder in run.checkpoints.glob("step_*") if folder.is_dir() and folder.name.removeprefix("step_").isdigit()
+    ]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")))
 
 
 def _read(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -96,7 +103,7 @@ def _read(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def _remove_old(run: Run, keep: int) -> None:
-    newest = sorted(_folders(run), reverse=True)
+    newest = _folders(run)[::-1]
     measured = [(psnr, folder) for folder in newest if (psnr := _validation_psnr(folder)) is not None]
     best = [max(measured)[1]] if measured else []
     for folder in newest:
@@ -107,5 +114,5 @@ def _remove_old(run: Run, keep: int) -> None:
 def _validation_psnr(folder: Path) -> float | None:
     try:
         return json.loads((folder / "state.json").read_text("utf-8"))["validation_psnr"]
-    except (OSError, ValueError, KeyError):
+    except _BROKEN:
         return None

@@ -91,7 +91,7 @@ def test_state_holds_each_variable_once_under_a_name_that_does_not_count_on(run,
     restore = [dict(checkpoint._state(model)) for model in (trained, untrained)]
     assert restore[0].keys() == restore[1].keys()
     assert {name for name in restore[0] if name.startswith("seed.")} == {"seed.0000"}
-    assert "optimizer.0000.iteration" in restore[0] and "encoder.down.conv.kernel" in restore[0]
+    assert "optimizer.0000" in restore[0] and "encoder.down.conv.kernel" in restore[0]
     # Two slots for each trained variable, besides iterations and learning rate or what else is counted.
     slots = [name for name in restore[0] if name.startswith("optimizer.")]
     assert len(slots) >= 1 + 2 * len(trained.trainable_variables)
