@@ -222,9 +222,9 @@ def _check_consistent(config: ArtifactConfig) -> None:
         raise ArtifactError(f"{CONFIG_NAME} names other grids than its model has: {config.grids[0]} instead of {expected[0]}.")
     codebook = config.tensors.get("quantizer.codebook")
     # Before anything is built: a few bytes of configuration could ask for a codebook of gigabytes.
-    if codebook is not None and codebook.shape != [config.quantizer.codebook_size, config.model.latent_dim]:
+    if codebook is None or codebook.shape != [config.quantizer.codebook_size, config.model.latent_dim]:
         raise ArtifactError(
-            f"{CONFIG_NAME} says that quantizer.codebook is {codebook.shape}; its model has "
+            f"{CONFIG_NAME} says that quantizer.codebook is {codebook and codebook.shape}; its model has "
             f"{[config.quantizer.codebook_size, config.model.latent_dim]}."
         )
 

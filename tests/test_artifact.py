@@ -322,6 +322,11 @@ def test_codebook_of_another_size_than_the_tensor_is_refused_before_anything_is_
     config["quantizer"]["codebook_size"] = config["grids"][0]["vocabulary"] = 2**20
     write_parts(folder, config, header, data)
     refused(folder, "quantizer.codebook")
+    # Nor where the list leaves it out.
+    for names in (config["tensors"], header):
+        names["quantizer.other"] = names.pop("quantizer.codebook")
+    write_parts(folder, config, header, data)
+    refused(folder, "quantizer.codebook")
 
 
 # What is refused: the tensors.
@@ -375,6 +380,13 @@ def leave_a_hole(config, header, data):
     return config, header, data + bytes(4)
 
 
+def shift_a_border(config, header, data):
+    first, second = sorted(header, key=lambda name: header[name]["data_offsets"])[:2]
+    for offsets, end in ((header[first]["data_offsets"], 1), (header[second]["data_offsets"], 0)):
+        offsets[end] += 4
+    return config, header, data
+
+
 def put_offsets_out_of_the_file(config, header, data):
     header["quantizer.codebook"]["data_offsets"] = [2**62, 2**62 + 4 * 72]
     return config, header, data
@@ -403,6 +415,10 @@ def make_the_header_no_json(config, header, data):
     return config, b"{" * 1000, data
 
 
+def make_the_header_huge(config, header, data):
+    return config, json.dumps(header).encode() + b" " * 2**22, data
+
+
 BREAKAGES = {
     cut_data: "bytes of data; its tensors need",
     add_data: "bytes of data; its tensors need",
@@ -414,12 +430,14 @@ BREAKAGES = {
     add_tensor: "do not name the same tensors.* quantizer.bomb",
     overlap: "do not lie where",
     leave_a_hole: "do not lie where",
+    shift_a_border: "do not lie where",
     put_offsets_out_of_the_file: "do not lie where",
     make_offsets_negative: "do not lie where",
     make_offsets_floats: "no proper data_offsets",
     make_an_entry_a_number: "no proper data_offsets",
     make_the_header_a_list: "not a JSON object",
     make_the_header_no_json: "header that is not JSON",
+    make_the_header_huge: "is not a safetensors file, or was cut",
 }
 
 

@@ -261,7 +261,7 @@ def test_overrides_are_toml_or_words():
         [
             "train.steps=3",
             " train.learning_rate = 2 ",
-            "train.schedule=cosine",
+            "train.schedule= cosine ",
             'data.source="a b"',
             "data.validation=/images/of mine",
             "data.flip=true",

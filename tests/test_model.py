@@ -81,6 +81,18 @@ def test_halves_equal_the_model_and_take_any_size_and_batch(model):
         np.testing.assert_array_equal(autoencoder.predict_on_batch(batch), restored)
 
 
+def test_halves_build_the_quantizer_that_is_not_yet(images):
+    built = build("vector")
+    for part in (
+        lambda quantizer: ImageEncoder(built.encoder, quantizer).predict_on_batch(images),
+        lambda quantizer: ImageDecoder(quantizer, built.decoder).predict_on_batch(np.zeros((1, 2, 2), "int32")),
+        lambda quantizer: ImageAutoencoder(built.encoder, quantizer, built.decoder).predict_on_batch(images),
+    ):
+        quantizer = QUANTIZERS["vector"](CODES)
+        part(quantizer)
+        assert tuple(quantizer.codebook.shape) == (CODES, DIM)
+
+
 def test_evaluation_changes_no_weight(model, images):
     before = weights(model)
     model(images, training=False)
@@ -183,8 +195,10 @@ def test_mixed_precision_computes_losses_in_float32(images):
         keras.config.set_dtype_policy("float32")
     outputs = model(images)
     assert keras.backend.standardize_dtype(outputs["reconstruction"].dtype) == "bfloat16"
-    for values in model.loss_terms(images, outputs).values():
-        assert array(values).dtype == np.float32
+    terms = model.loss_terms(images, outputs)
+    assert all(array(values).dtype == np.float32 for values in terms.values())
+    error = array(ops.cast(outputs["reconstruction"], "float32")).astype("float64") - (images / 127.5 - 1)
+    np.testing.assert_allclose(array(terms["reconstruction"]), np.square(error).mean((1, 2, 3)), rtol=1e-5)
     model.compile(optimizer=keras.optimizers.Adam(0.01))
     assert np.isfinite(model.fit(images, batch_size=4, verbose=0).history["loss"]).all()
 
