@@ -177,8 +177,10 @@ def model_folder(path: str | Path) -> Path:
 
 def tensors(model: "VQVAE") -> "Iterator[tuple[str, Any]]":
     """Every weight of encoder, quantizer and decoder under its name in the file: `encoder.stage0.down.conv.kernel`."""
+    from kvq.layers import leaf_layers
+
     for part in (model.encoder, model.quantizer, model.decoder):
-        for layer in getattr(part, "layers", [part]):
+        for layer in leaf_layers(part):
             inner = "" if layer is part else layer.name.replace("_", ".") + "."
             for weight in layer.weights:
                 yield f"{part.name}.{inner}{weight.name}", weight

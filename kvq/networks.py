@@ -1,4 +1,4 @@
-"""Encoders and decoders by name: functional Keras models on images in [-1, 1], channels last, of any size that fits.
+"""Encoders and decoders by name: Keras models on images in [-1, 1], channels last, of any size that fits.
 
 Every layer is named, since the names of the tensors in a saved model come from there: `down0_conv` holds
 `down0.conv.kernel`. A Keras name may not contain a dot, hence the underscore.
@@ -8,61 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras.layers import Activation, Layer, LeakyReLU, ReLU
 
-
-@keras.saving.register_keras_serializable(package="kvq")
-class InstanceNormalization(layers.Layer):
-    """Normalises each channel of each image over its positions, then scales and shifts it: (batch, h, w, c), same out.
-
-    Source: Ulyanov et al. 2016, arXiv:1607.08022. The same as `GroupNormalization(groups=-1)`, without its reshapes:
-    with those a training step of `plain` took 1.4 times as long on TensorFlow (2 CPU cores).
-    """
-
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def build(self, shape: tuple[int | None, ...]) -> None:
-        self.gamma = self.add_weight(name="gamma", shape=(shape[-1],), initializer="ones", autocast=False)
-        self.beta = self.add_weight(name="beta", shape=(shape[-1],), initializer="zeros", autocast=False)
-
-    def call(self, inputs: Any) -> Any:
-        values = ops.cast(inputs, "float32")
-        mean, variance = ops.moments(values, axes=(1, 2), keepdims=True)
-        scale = ops.rsqrt(variance + self.epsilon) * self.gamma
-        return ops.cast(values * scale + (self.beta - mean * scale), self.compute_dtype)
-
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "epsilon": self.epsilon}
-
-
-def _conv(name: str, filters: int, size: int, strides: int = 1) -> layers.Layer:
-    return layers.Conv2D(filters, size, strides, padding="same", kernel_initializer="he_normal", name=f"{name}_conv")
-
-
-def _transposed_conv(name: str, filters: int, size: int, strides: int = 1) -> layers.Layer:
-    # He's variance for what an output really sums: with stride s, 1/s^2 of the kernel. Its inputs are what Keras calls
-    # "fan_out" here, because the kernel of a transposed convolution is (height, width, filters, inputs).
-    variance = keras.initializers.VarianceScaling(2.0 * strides**2, mode="fan_out", distribution="truncated_normal")
-    return layers.Conv2DTranspose(filters, size, strides, padding="same", kernel_initializer=variance, name=f"{name}_conv")
-
-
-def _leaky_relu(tensor: Any, name: str) -> Any:
-    return layers.LeakyReLU(0.2, name=f"{name}_leaky_relu")(tensor)
-
-
-def _relu(tensor: Any, name: str) -> Any:
-    return layers.ReLU(name=f"{name}_relu")(tensor)
-
-
-def _conv_norm_activation(tensor: Any, name: str, filters: int, strides: int) -> Any:
-    tensor = _conv(name, filters, 3, strides)(tensor)
-    tensor = InstanceNormalization(name=f"{name}_norm")(tensor)
-    return _leaky_relu(tensor, name)
+from kvq.layers import Chain, Conv2D, Conv2DTranspose, InstanceNormalization, Residual
 
 
 def plain_encoder(channels: int, latent_dim: int) -> keras.Model:
@@ -71,11 +19,11 @@ def plain_encoder(channels: int, latent_dim: int) -> keras.Model:
     Three stages of D/4, D/2, D filters with strides 1, 2, 2, for D = `latent_dim`; each a 3x3 convolution of that stride,
     instance norm, leaky ReLU (0.2), and the same again with stride 1.
     """
-    tensor = images = keras.Input((None, None, channels), name="images")
+    members = []
     for stage, (filters, strides) in enumerate(_stages(latent_dim)):
-        tensor = _conv_norm_activation(tensor, f"stage{stage}_down", filters, strides)
-        tensor = _conv_norm_activation(tensor, f"stage{stage}_same", filters, 1)
-    return keras.Model(images, tensor, name="encoder")
+        members += _conv_norm_activation(f"stage{stage}_down", filters, strides)
+        members += _conv_norm_activation(f"stage{stage}_same", filters, 1)
+    return _encoder(channels, members)
 
 
 def plain_decoder(channels: int, latent_dim: int) -> keras.Model:
@@ -84,11 +32,11 @@ def plain_decoder(channels: int, latent_dim: int) -> keras.Model:
     Three 3x3 transposed convolutions of D, D/2, D/4 filters with strides 1, 2, 2 and ReLU, each followed by a 3x3
     convolution and ReLU; then a 1x1 convolution to the image's channels and tanh.
     """
-    tensor = codes = keras.Input((None, None, latent_dim), name="codes")
+    members: list[Layer] = []
     for stage, (filters, strides) in enumerate(_mirrored_stages(latent_dim)):
-        tensor = _relu(_transposed_conv(f"stage{stage}_up", filters, 3, strides)(tensor), f"stage{stage}_up")
-        tensor = _relu(_conv(f"stage{stage}_same", filters, 3)(tensor), f"stage{stage}_same")
-    return keras.Model(codes, _to_image(tensor, channels), name="decoder")
+        members += [_transposed_conv(f"stage{stage}_up", filters, 3, strides), _relu(f"stage{stage}_up")]
+        members += [_conv(f"stage{stage}_same", filters, 3), _relu(f"stage{stage}_same")]
+    return _decoder(latent_dim, members + _to_image(channels))
 
 
 def resnet_encoder(channels: int, latent_dim: int) -> keras.Model:
@@ -97,12 +45,10 @@ def resnet_encoder(channels: int, latent_dim: int) -> keras.Model:
     The stages of `plain` without their second convolution, then two residual blocks: 3x3 convolution, leaky ReLU, 1x1
     convolution, added to the input, leaky ReLU.
     """
-    tensor = images = keras.Input((None, None, channels), name="images")
+    members: list[Layer] = []
     for stage, (filters, strides) in enumerate(_stages(latent_dim)):
-        tensor = _conv_norm_activation(tensor, f"stage{stage}_down", filters, strides)
-    for block in range(2):
-        tensor = _residual_block(tensor, f"residual{block}", latent_dim)
-    return keras.Model(images, tensor, name="encoder")
+        members += _conv_norm_activation(f"stage{stage}_down", filters, strides)
+    return _encoder(channels, members + _residual_blocks(latent_dim))
 
 
 def resnet_decoder(channels: int, latent_dim: int) -> keras.Model:
@@ -111,12 +57,10 @@ def resnet_decoder(channels: int, latent_dim: int) -> keras.Model:
     Two residual blocks as in the encoder, then the transposed convolutions of `plain` without the 3x3 convolution after
     each; then a 1x1 convolution to the image's channels and tanh.
     """
-    tensor = codes = keras.Input((None, None, latent_dim), name="codes")
-    for block in range(2):
-        tensor = _residual_block(tensor, f"residual{block}", latent_dim)
+    members = _residual_blocks(latent_dim)
     for stage, (filters, strides) in enumerate(_mirrored_stages(latent_dim)):
-        tensor = _relu(_transposed_conv(f"stage{stage}_up", filters, 3, strides)(tensor), f"stage{stage}_up")
-    return keras.Model(codes, _to_image(tensor, channels), name="decoder")
+        members += [_transposed_conv(f"stage{stage}_up", filters, 3, strides), _relu(f"stage{stage}_up")]
+    return _decoder(latent_dim, members + _to_image(channels))
 
 
 def paper_encoder(
@@ -127,12 +71,9 @@ def paper_encoder(
     Two 4x4 convolutions of stride 2 with `hidden`/2 and `hidden` filters and ReLU, a 3x3 convolution of `hidden` filters,
     `residual_blocks` times (ReLU, 3x3 to `residual_hidden`, ReLU, 1x1 to `hidden`, added), ReLU; 1x1 to `latent_dim`.
     """
-    tensor = images = keras.Input((None, None, channels), name="images")
-    tensor = _relu(_conv("down0", hidden // 2, 4, 2)(tensor), "down0")
-    tensor = _relu(_conv("down1", hidden, 4, 2)(tensor), "down1")
-    tensor = _conv("same", hidden, 3)(tensor)
-    tensor = _preactivated_residual_stack(tensor, hidden, residual_blocks, residual_hidden)
-    return keras.Model(images, _conv("latents", latent_dim, 1)(tensor), name="encoder")
+    members = [_conv("down0", hidden // 2, 4, 2), _relu("down0"), _conv("down1", hidden, 4, 2), _relu("down1")]
+    members += [_conv("same", hidden, 3), *_preactivated_residual_stack(hidden, residual_blocks, residual_hidden)]
+    return _encoder(channels, [*members, _conv("latents", latent_dim, 1)])
 
 
 def paper_decoder(
@@ -143,11 +84,19 @@ def paper_decoder(
     A 3x3 convolution of `hidden` filters, the residual stack, a 4x4 transposed convolution of stride 2 with `hidden`/2
     filters and ReLU, and one to the image's channels. No activation at the end, as in Sonnet's example.
     """
-    tensor = codes = keras.Input((None, None, latent_dim), name="codes")
-    tensor = _conv("same", hidden, 3)(tensor)
-    tensor = _preactivated_residual_stack(tensor, hidden, residual_blocks, residual_hidden)
-    tensor = _relu(_transposed_conv("up0", hidden // 2, 4, 2)(tensor), "up0")
-    return keras.Model(codes, _transposed_conv("up1", channels, 4, 2)(tensor), name="decoder")
+    members = [_conv("same", hidden, 3), *_preactivated_residual_stack(hidden, residual_blocks, residual_hidden)]
+    members += [_transposed_conv("up0", hidden // 2, 4, 2), _relu("up0"), _transposed_conv("up1", channels, 4, 2)]
+    return _decoder(latent_dim, members)
+
+
+def _encoder(channels: int, members: list[Layer]) -> keras.Model:
+    images = keras.Input((None, None, channels), name="images")
+    return keras.Model(images, Chain(members, name="layers")(images), name="encoder")
+
+
+def _decoder(latent_dim: int, members: list[Layer]) -> keras.Model:
+    codes = keras.Input((None, None, latent_dim), name="codes")
+    return keras.Model(codes, Chain(members, name="layers")(codes), name="decoder")
 
 
 def _stages(latent_dim: int) -> list[tuple[int, int]]:
@@ -158,26 +107,55 @@ def _mirrored_stages(latent_dim: int) -> list[tuple[int, int]]:
     return [(latent_dim, 1), (latent_dim // 2, 2), (latent_dim // 4, 2)]
 
 
-def _to_image(tensor: Any, channels: int) -> Any:
+def _conv(name: str, filters: int, size: int, strides: int = 1) -> Layer:
+    return Conv2D(filters, size, strides, padding="same", kernel_initializer="he_normal", name=f"{name}_conv")
+
+
+def _transposed_conv(name: str, filters: int, size: int, strides: int = 1) -> Layer:
+    # He's variance for what an output really sums: with stride s, 1/s^2 of the kernel. Its inputs are what Keras calls
+    # "fan_out" here, because the kernel of a transposed convolution is (height, width, filters, inputs).
+    variance = keras.initializers.VarianceScaling(2.0 * strides**2, mode="fan_out", distribution="truncated_normal")
+    return Conv2DTranspose(filters, size, strides, padding="same", kernel_initializer=variance, name=f"{name}_conv")
+
+
+def _relu(name: str) -> Layer:
+    return ReLU(name=f"{name}_relu")
+
+
+def _leaky_relu(name: str) -> Layer:
+    return LeakyReLU(0.2, name=f"{name}_leaky_relu")
+
+
+def _conv_norm_activation(name: str, filters: int, strides: int) -> list[Layer]:
+    return [_conv(name, filters, 3, strides), InstanceNormalization(name=f"{name}_norm"), _leaky_relu(name)]
+
+
+def _to_image(channels: int) -> list[Layer]:
     # Small at first: He's variance would start the tanh saturated, where its gradient is none.
     small = keras.initializers.VarianceScaling(0.1, distribution="truncated_normal")
-    tensor = layers.Conv2D(channels, 1, kernel_initializer=small, name="image_conv")(tensor)
-    return layers.Activation("tanh", name="image_tanh")(tensor)
+    return [Conv2D(channels, 1, kernel_initializer=small, name="image_conv"), Activation("tanh", name="image_tanh")]
 
 
-def _residual_block(tensor: Any, name: str, filters: int) -> Any:
-    branch = _leaky_relu(_conv(f"{name}_wide", filters, 3)(tensor), f"{name}_wide")
-    branch = _conv(f"{name}_point", filters, 1)(branch)
-    return _leaky_relu(layers.Add(name=f"{name}_add")([tensor, branch]), f"{name}_sum")
+def _residual_blocks(filters: int) -> list[Layer]:
+    members: list[Layer] = []
+    for name in ("residual0", "residual1"):
+        branch = [_conv(f"{name}_wide", filters, 3), _leaky_relu(f"{name}_wide"), _conv(f"{name}_point", filters, 1)]
+        members += [Residual(branch, name=name), _leaky_relu(f"{name}_sum")]
+    return members
 
 
-def _preactivated_residual_stack(tensor: Any, filters: int, blocks: int, hidden: int) -> Any:
+def _preactivated_residual_stack(filters: int, blocks: int, hidden: int) -> list[Layer]:
+    members: list[Layer] = []
     for block in range(blocks):
         name = f"residual{block}"
-        branch = _conv(f"{name}_wide", hidden, 3)(_relu(tensor, f"{name}_in"))
-        branch = _conv(f"{name}_point", filters, 1)(_relu(branch, f"{name}_wide"))
-        tensor = layers.Add(name=f"{name}_add")([tensor, branch])
-    return _relu(tensor, "residual_out")
+        branch = [
+            _relu(f"{name}_in"),
+            _conv(f"{name}_wide", hidden, 3),
+            _relu(f"{name}_wide"),
+            _conv(f"{name}_point", filters, 1),
+        ]
+        members.append(Residual(branch, name=name))
+    return [*members, _relu("residual_out")]
 
 
 ENCODERS: dict[str, Callable[..., keras.Model]] = {

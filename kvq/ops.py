@@ -1,34 +1,59 @@
 """Pure tensor functions of the tokenizer, on `keras.ops`: no state, no configuration, no backend by name."""
 
+import math
 from typing import Any
 
+import keras
 from keras import ops
 
+from kvq import backends
+
 Tensor = Any
+_FAST_ARGMIN = backends.argmin_is_fast(keras.backend.backend())
 
 
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+# Distances that a search holds at once: 8 MB stay in a processor's cache, where passing over them again costs little.
+SEARCH_BLOCK = 2**21
+
+
+def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_BLOCK) -> Tensor:
     """Index of the code nearest to each latent vector, by squared Euclidean distance.
 
     Args:
         latents: Float tensor (..., latent_dim).
         codebook: Float tensor (codebook_size, latent_dim).
+        block: How many distances are held at once, where the number of latents is known; None for all.
 
     Returns:
-        int32 tensor (...) in [0, codebook_size). Of equally near codes the lowest index. A latent that is not finite has
-        no nearest code and gets the last index.
+        int32 tensor (...) in [0, codebook_size), through which no gradient goes. Of equally near codes the lowest index. A
+        latent that is not finite has no nearest code and gets any.
     """
-    latents = ops.cast(latents, "float32")
-    codebook = ops.cast(codebook, "float32")
-    # |z|^2 is the same for every code, and the argmin needs no square root.
-    distances = ops.sum(ops.square(codebook), axis=-1) - 2.0 * ops.matmul(latents, ops.transpose(codebook))
-    # Two minima instead of `ops.argmin`: on floats argmin brings a bit-cast into the graph that the ONNX, OpenVINO and
-    # LiteRT runtimes reject, and it is slower under XLA.
-    codebook_size = codebook.shape[0]
-    is_nearest = ops.equal(distances, ops.min(distances, axis=-1, keepdims=True))
+    latents = ops.stop_gradient(ops.cast(latents, "float32"))
+    codebook = ops.stop_gradient(ops.cast(codebook, "float32"))
+    # |z|^2 is the same for every code, and the argmin needs no square root. |e|^2 rides along in the product, as the weight of
+    # a last coordinate that is 1 in every latent: one pass less over all distances.
+    latents = ops.concatenate([latents, ops.ones_like(latents[..., :1])], axis=-1)
+    codes = ops.transpose(ops.concatenate([-2.0 * codebook, ops.sum(ops.square(codebook), axis=-1, keepdims=True)], axis=-1))
+    positions = latents.shape[:-1]
+    rows = max(block // codes.shape[1], 1) if block else None
+    if rows is None or any(not isinstance(size, int) for size in positions) or math.prod(positions) <= rows:
+        return _lowest(ops.matmul(latents, codes))
+    latents = ops.reshape(latents, (-1, latents.shape[-1]))
+    parts = [_lowest(ops.matmul(latents[start : start + rows], codes)) for start in range(0, latents.shape[0], rows)]
+    return ops.reshape(ops.concatenate(parts), positions)
+
+
+def _lowest(distances: Tensor) -> Tensor:
+    """Position of the first smallest value along the last axis, int32."""
+    if _FAST_ARGMIN:
+        return ops.cast(ops.argmin(distances, axis=-1), "int32")
+    # Two minima: on floats `ops.argmin` brings a bit-cast into the graph of the other backends that the ONNX, OpenVINO and
+    # LiteRT runtimes reject, and it is slower there.
+    size = distances.shape[-1]
+    is_lowest = ops.equal(distances, ops.min(distances, axis=-1, keepdims=True))
     # With its start, since the ONNX converter of JAX takes `arange` in no other form.
-    positions = ops.arange(0, codebook_size, dtype="int32")
-    return ops.min(ops.where(is_nearest, positions, codebook_size - 1), axis=-1)
+    positions = ops.arange(0, size, dtype="int32")
+    return ops.min(ops.where(is_lowest, positions, size - 1), axis=-1)
 
 
 def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:

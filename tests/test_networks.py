@@ -9,7 +9,8 @@ import pytest
 from keras import layers, ops
 
 from kvq import config
-from kvq.networks import DECODERS, ENCODERS, InstanceNormalization, build_decoder, build_encoder
+from kvq.layers import Chain, Conv2D, Conv2DTranspose, InstanceNormalization, Residual, leaf_layers
+from kvq.networks import DECODERS, ENCODERS, build_decoder, build_encoder
 
 # Small arguments of its own for each network.
 CASES = {
@@ -84,13 +85,13 @@ def images(*shape, scale=0.5):
 def described(layer):
     """A layer as a line of `SHAPES`; None where it computes nothing."""
     match layer:
-        case layers.InputLayer():
+        case layers.InputLayer() | Chain():
             return None
-        case layers.Conv2DTranspose():
+        case Conv2DTranspose():
             assert layer.padding == "same" and layer.use_bias and layer.dilation_rate == (1, 1)
             assert layer.strides[0] == layer.strides[1] and layer.activation is keras.activations.linear
             return ("T", tuple(layer.kernel.shape), layer.strides[0])
-        case layers.Conv2D():
+        case Conv2D():
             assert layer.padding == "same" or layer.kernel_size == (1, 1)
             assert layer.use_bias and layer.dilation_rate == (1, 1) and layer.groups == 1
             assert layer.strides[0] == layer.strides[1] and layer.activation is keras.activations.linear
@@ -101,11 +102,20 @@ def described(layer):
             return f"leaky_relu {round(float(layer.negative_slope), 6)}"
         case layers.ReLU():
             return "relu"
-        case layers.Add():
-            return "add"
         case layers.Activation():
             return layer.activation.__name__
     raise AssertionError(f"SHAPES has no word for {layer}.")
+
+
+def lines(layer):
+    """What a model or layer computes, line by line of `SHAPES`."""
+    for member in getattr(layer, "members", None) or layer.layers:
+        if isinstance(member, Chain):
+            yield from lines(member)
+        elif line := described(member):
+            yield line
+    if isinstance(layer, Residual):
+        yield "add"
 
 
 def test_every_network_has_both_halves_and_a_row():
@@ -119,7 +129,7 @@ def test_layers_have_the_shapes_that_the_docstring_states(network):
         model = networks(name)[part == "decoder"]
     else:
         model = {"encoder": build_encoder, "decoder": build_decoder}[part](name, 3, 16)
-    assert [line for line in map(described, model.layers) if line] == SHAPES[network]
+    assert list(lines(model)) == SHAPES[network]
 
 
 def test_any_size_that_downsampling_divides_fits(name):
@@ -149,7 +159,7 @@ def test_names_of_layers_and_tensors_do_not_depend_on_what_was_built_before(name
     layers.Conv2D(3, 3)  # counts up Keras' own names
     second = [build(name, 3, 16, **CASES[name]) for build in (build_encoder, build_decoder)]
     for one, other in zip(first, second, strict=True):
-        assert [layer.name for layer in one.layers] == [layer.name for layer in other.layers]
+        assert [layer.name for layer in leaf_layers(one)] == [layer.name for layer in leaf_layers(other)]
         assert [weight.path for weight in one.weights] == [weight.path for weight in other.weights]
         assert len({weight.path for weight in one.weights}) == len(one.weights)
     assert [model.name for model in first] == ["encoder", "decoder"]
@@ -259,3 +269,48 @@ def test_instance_normalization_survives_its_config():
     rebuilt = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert rebuilt.epsilon == 0.5 and rebuilt.get_config() == layer.get_config()
     assert layer.compute_output_shape((None, 4, 4, 2)) == (None, 4, 4, 2)
+
+
+# Convolutions and chains.
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_convolutions_equal_those_of_keras(size, strides):
+    if size < strides:
+        return  # a transposed convolution would leave holes
+    for ours, theirs in ((Conv2D, layers.Conv2D), (Conv2DTranspose, layers.Conv2DTranspose)):
+        one = ours(5, size, strides, padding="same")
+        other = theirs(5, size, strides, padding="same")
+        batch = images(2, 8, 12, 3)
+        one.build(batch.shape), other.build(batch.shape)
+        other.kernel.assign(array(one.kernel))
+        for layer in (one, other):
+            layer.bias.assign(np.arange(5.0))
+        assert tuple(one.compute_output_shape(batch.shape)) == tuple(one(batch).shape)
+        np.testing.assert_allclose(array(one(batch)), array(other(batch)), atol=1e-5)
+
+
+def test_chains_compute_their_members_in_order_and_survive_their_config():
+    members = [Conv2D(4, 3, padding="same", name="first"), layers.ReLU(name="second")]
+    chain = Residual([Chain(members, name="inner"), Conv2D(3, 1, name="last")], name="outer")
+    batch = images(2, 4, 4, 3)
+    expected = batch + array(chain.members[1](members[1](members[0](batch))))
+    np.testing.assert_allclose(array(chain(batch)), expected, atol=1e-6)
+    assert [layer.name for layer in leaf_layers(chain)] == ["first", "second", "last"]
+    assert chain.compute_output_shape((None, 4, 4, 3)) == (None, 4, 4, 3)
+    rebuilt = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(chain))
+    assert rebuilt.get_config() == chain.get_config()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_chains_compute_in_the_type_of_the_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        encoder = build_encoder("plain", 3, 16)
+    finally:
+        keras.config.set_dtype_policy(before)
+    latents = encoder(images(2, 8, 8, 3))
+    assert keras.backend.standardize_dtype(latents.dtype) == policy.removeprefix("mixed_")
+    assert {weight.dtype for weight in encoder.weights} == {"float32"}

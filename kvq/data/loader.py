@@ -3,8 +3,9 @@
 A batch is `{"images": uint8 (batch, height, width, channels), "labels": int64 (batch,), "names": list of str}`.
 """
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from kvq.data.sources import Batch, Element, Source, VectorSource
 from kvq.data.transforms import Chain, Transform, uniform_numbers
 from kvq.errors import DataError
+
+Order = Callable[[NDArray[np.integer]], NDArray[np.integer]]
 
 
 def training_batches(source: Source, transforms: Sequence[Transform], batch_size: int, seed: int) -> grain.MapDataset[Batch]:
@@ -41,8 +44,7 @@ def training_batches(source: Source, transforms: Sequence[Transform], batch_size
             f"A training batch must not be larger than the images it is drawn from. Received: a batch size of {batch_size} "
             f"and {len(source)} images in {source.name} ({source.split}). Lower `train.batch_size` or add images."
         )
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-    return _batches(source, indices, Chain(tuple(transforms)), batch_size, seed)
+    return _batches(source, None, Chain(tuple(transforms)), batch_size, seed)
 
 
 def evaluation_batches(
@@ -66,7 +68,7 @@ def evaluation_batches(
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, or None. Received: limit={limit}.")
     count = len(source) if limit is None else min(limit, len(source))
-    return _batches(source, grain.MapDataset.range(count), chain, batch_size, seed=0)
+    return _batches(source, count, chain, batch_size, seed=0)
 
 
 def iterate(
@@ -97,13 +99,49 @@ def iterate(
     return iter(dataset[start:].to_iter_dataset(options))
 
 
-def _batches(source: Source, indices: grain.MapDataset[int], chain: Chain, batch_size: int, seed: int) -> grain.MapDataset[Batch]:
-    """Both ways from indices to batches give the same batches; the first is several times faster where a source allows it."""
+def _batches(source: Source, count: int | None, chain: Chain, batch_size: int, seed: int) -> grain.MapDataset[Batch]:
+    """The first `count` elements in the order of the source, or, for None, endlessly many, shuffled.
+
+    Both ways from positions in the stream to batches give the same batches; the first is several times faster where a source
+    allows it.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
+    order = _Shuffled(len(source), seed) if count is None else _InOrder()
     if isinstance(source, VectorSource):
-        return indices.batch(batch_size, batch_fn=np.asarray).map_with_index(_WholeBatch(source, chain, seed, batch_size))
-    return _FileBatches(indices.map_with_index(_OneElement(source, chain, seed)).batch(batch_size, batch_fn=_stack))
+        batches = grain.MapDataset.range(1).repeat(None) if count is None else grain.MapDataset.range(-(-count // batch_size))
+        return batches.map_with_index(_WholeBatch(source, order, chain, seed, batch_size, count))
+    positions = grain.MapDataset.range(len(source)).repeat(None) if count is None else grain.MapDataset.range(count)
+    return _FileBatches(positions.map_with_index(_OneElement(source, order, chain, seed)).batch(batch_size, batch_fn=_stack))
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.integer]:
+        return positions
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """Positions in the endless stream to indices in the source, each of which comes once per epoch."""
+
+    count: int
+    seed: int
+
+    def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.integer]:
+        epochs, places = np.divmod(positions, self.count)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = _permutation(self.seed, int(epoch), self.count)[places[chosen]]
+        return indices
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.integer]:
+    # The generator whose numbers NumPy has promised never to change; Grain's own shuffle, index by index, took most of the time
+    # of a batch of small images.
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, epoch)))).permutation(count)
 
 
 class _FileBatches(grain.MapDataset[Batch]):
@@ -123,31 +161,37 @@ def _decodes_files(dataset: grain.MapDataset[Any]) -> bool:
 
 @dataclass(frozen=True)
 class _WholeBatch:
-    """Batch number and indices (batch,) to a batch, all images at once."""
+    """Batch number to a batch, all images at once."""
 
     source: VectorSource
+    order: Order
     chain: Chain
     seed: int
     batch_size: int
+    count: int | None
 
-    def __call__(self, number: int, indices: NDArray[np.integer]) -> Batch:
-        batch = self.source.fetch(indices)
-        positions = number * self.batch_size + np.arange(len(indices))
+    def __call__(self, number: int, _: int) -> Batch:
+        start = number * self.batch_size
+        size = self.batch_size if self.count is None else min(self.batch_size, self.count - start)
+        positions = start + np.arange(size)
+        batch = self.source.fetch(self.order(positions))
         images = self.chain(batch["images"], uniform_numbers(self.seed, positions, self.chain.draws))
         return {"images": images, "labels": batch["labels"], "names": batch["names"]}
 
 
 @dataclass(frozen=True)
 class _OneElement:
-    """Position in the stream and index to an element, transformed."""
+    """Position in the stream to an element, transformed."""
 
     source: Source
+    order: Order
     chain: Chain
     seed: int
 
-    def __call__(self, position: int, index: int) -> Element:
-        element = self.source[index]
-        uniform = uniform_numbers(self.seed, [position], self.chain.draws)
+    def __call__(self, position: int, _: int) -> Element:
+        positions = np.array([position])
+        element = self.source[int(self.order(positions)[0])]
+        uniform = uniform_numbers(self.seed, positions, self.chain.draws)
         try:
             image = self.chain(element["image"][None], uniform)[0]
         except DataError as error:  # the transform knows no names

@@ -44,6 +44,7 @@ class Exporter:
 def build_parts(tokenizer: Tokenizer) -> dict[str, Part]:
     """The parts by name, called once each, since some exporters only take a model that was."""
     model, config = tokenizer.model, tokenizer.config
+    model.quantizer.search_block = None
     side, channels = config.images.crop, config.images.channels
     image_shape = (None, side, side, channels)
     grid_shape = (None, *config.grids[0].shape)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kvq.ops import Tensor, code_counts, gather_codes, nearest_code, straight_through
+from kvq.ops import SEARCH_BLOCK, Tensor, code_counts, gather_codes, nearest_code, straight_through
 from kvq.quantizers.initialisers import kmeans
 
 
@@ -27,6 +27,8 @@ class CodebookQuantizer(keras.layers.Layer):
 
     loss_names: tuple[str, ...] = ()
     codebook_is_trainable = False
+    # Distances held at once; exporters set None, since a loop over a batch of unknown size does not convert.
+    search_block: int | None = SEARCH_BLOCK
 
     def __init__(self, codebook_size: int, commitment_weight: float = 0.25, decay: float = 0.99, **kwargs: Any):
         # Keras would otherwise round the latents to the policy's type before they get here.
@@ -64,7 +66,7 @@ class CodebookQuantizer(keras.layers.Layer):
     def call(self, latents: Tensor, training: bool = False) -> dict[str, Any]:
         # Distances, losses and statistics in float32 whatever the policy: rounding to bfloat16 changes most indices.
         latents = ops.cast(latents, "float32")
-        indices = nearest_code(latents, self.codebook)
+        indices = nearest_code(latents, self.codebook, self.search_block)
         codes = gather_codes(self.codebook, indices)
         losses = self.loss_terms(latents, codes)
         if training:
@@ -86,7 +88,7 @@ class CodebookQuantizer(keras.layers.Layer):
 
     def latents_to_indices(self, latents: Tensor) -> Tensor:
         """int32 indices (batch, ...) of latents (batch, ..., latent_dim)."""
-        return nearest_code(latents, self.codebook)
+        return nearest_code(latents, self.codebook, self.search_block)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Codes (batch, ..., latent_dim) of int32 indices (batch, ...), which must lie in [0, codebook_size)."""
