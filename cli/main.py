@@ -16,6 +16,7 @@ from .configs import configs
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
+from .quantizers import quantizers
 from .reconstruct import reconstruct
 from .train import train
 
@@ -50,5 +51,5 @@ def main(
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(main)
-for command in (train, evaluate, reconstruct, export, configs, doctor):
+for command in (train, evaluate, reconstruct, export, configs, quantizers, doctor):
     app.command()(command)

@@ -104,7 +104,7 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         model=config.model,
         quantizer=config.quantizer,
         loss=config.loss,
-        grids=[Grid(name="grid", shape=[side, side], vocabulary=config.quantizer.codebook_size, depth=1)],
+        grids=[_grid(config.quantizer, side)],
         images=Images(channels=channels, pad=config.data.pad, crop=config.data.crop),
         data=TrainedOn(name=source, split=split),
         trained=Trained(steps=steps, backend=keras.backend.backend()),
@@ -180,10 +180,23 @@ def tensors(model: "VQVAE") -> "Iterator[tuple[str, Any]]":
     from kvq.layers import leaf_layers
 
     for part in (model.encoder, model.quantizer, model.decoder):
+        if part is model.quantizer:
+            yield from _quantizer_tensors(part, part.name)
+            continue
         for layer in leaf_layers(part):
-            inner = "" if layer is part else layer.name.replace("_", ".") + "."
             for weight in layer.weights:
-                yield f"{part.name}.{inner}{weight.name}", weight
+                yield f"{part.name}.{layer.name.replace('_', '.')}.{weight.name}", weight
+
+
+def _quantizer_tensors(quantizer: Any, prefix: str) -> "Iterator[tuple[str, Any]]":
+    """Its own weights, then those of the quantizers inside it."""
+    members = getattr(quantizer, "members", [])
+    inside = {id(weight) for member in members for weight in member.weights}
+    for weight in quantizer.weights:
+        if id(weight) not in inside:
+            yield f"{prefix}.{weight.name}", weight
+    for member in members:
+        yield from _quantizer_tensors(member, f"{prefix}.{member.name}")
 
 
 def _differences(expected: dict[str, list[int]], described: dict[str, list[int]]) -> list[str]:
@@ -219,16 +232,22 @@ def _read_config(path: Path) -> ArtifactConfig:
 def _check_consistent(config: ArtifactConfig) -> None:
     """Holds what the configuration says twice against itself."""
     side = config.images.crop // config.model.downsampling
-    expected = [Grid(name="grid", shape=[side, side], vocabulary=config.quantizer.codebook_size, depth=1)]
+    expected = [_grid(config.quantizer, side)]
     if config.grids != expected:
         raise ArtifactError(f"{CONFIG_NAME} names other grids than its model has: {config.grids[0]} instead of {expected[0]}.")
-    codebook = config.tensors.get("quantizer.codebook")
     # Before anything is built: a few bytes of configuration could ask for a codebook of gigabytes.
-    if codebook is None or codebook.shape != [config.quantizer.codebook_size, config.model.latent_dim]:
-        raise ArtifactError(
-            f"{CONFIG_NAME} says that quantizer.codebook is {codebook and codebook.shape}; its model has "
-            f"{[config.quantizer.codebook_size, config.model.latent_dim]}."
-        )
+    for name, shape in config.quantizer.codebooks(config.model.latent_dim).items():
+        described = config.tensors.get(f"quantizer.{name}")
+        if described is None or described.shape != shape:
+            raise ArtifactError(
+                f"{CONFIG_NAME} says that quantizer.{name} is {described and described.shape}; its model has {shape}."
+            )
+    if mistake := config.quantizer.mistake(config.model.latent_dim):
+        raise ArtifactError(f"{CONFIG_NAME}: model.latent_dim {mistake}. Received: {config.model.latent_dim}.")
+
+
+def _grid(quantizer: QuantizerConfig, side: int) -> Grid:
+    return Grid(name="grid", shape=[side, side], vocabulary=quantizer.codebook_size, depth=quantizer.depth or 1)
 
 
 def _check_tensors(path: Path, config: ArtifactConfig) -> None:

@@ -9,7 +9,8 @@ import keras
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, Section
 from kvq.model import MODELS, VQVAE
 from kvq.networks import build_decoder, build_encoder
-from kvq.quantizers import QUANTIZERS
+from kvq.quantizers import QUANTIZERS, Quantizer
+from kvq.quantizers.regularisers import REGULARISERS
 
 
 def build_model(
@@ -27,13 +28,30 @@ def build_model(
     with _dtype_policy(precision):
         built = MODELS[model.kind](
             encoder=build_encoder(name, channels, latent_dim, **network),
-            quantizer=QUANTIZERS[quantizer.kind](**_arguments(quantizer, without={"kind"}), name="quantizer"),
+            quantizer=build_quantizer(quantizer, "quantizer"),
             decoder=build_decoder(name, channels, latent_dim, **network),
             loss_weights=loss.model_dump(),
             name=model.kind,
         )
         built.build((None, None, None, channels))
     return built
+
+
+def build_quantizer(section: Any, name: str) -> Quantizer:
+    """The quantizer that a section describes, with the quantizers inside it, all named."""
+    arguments = _arguments(section, without={"kind", "base", "regularisers"})
+    match section.kind:
+        case "residual":
+            arguments["members"] = [build_quantizer(section.base, f"level{level}") for level in range(arguments.pop("levels"))]
+        case "shared_residual":
+            arguments["members"] = [build_quantizer(section.base, "level")]
+        case "product":
+            arguments["members"] = [build_quantizer(section.base, f"group{group}") for group in range(arguments.pop("groups"))]
+        case "projected":
+            arguments["base"] = build_quantizer(section.base, "base")
+    if regularisers := getattr(section, "regularisers", ()):
+        arguments["regularisers"] = [REGULARISERS[one.kind](**_arguments(one, without={"kind"})) for one in regularisers]
+    return QUANTIZERS[section.kind](**arguments, name=name)
 
 
 def _arguments(section: Section, without: set[str]) -> dict[str, Any]:

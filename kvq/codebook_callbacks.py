@@ -14,18 +14,21 @@ from kvq.ops import rescale
 
 
 class InitialiseCodebook:
-    """Places the codes by k-means on the latents of the first batches, unless they were placed before.
+    """Places the codes on the latents of the first batches, unless they were placed before.
 
     Args:
         batches: Training batches from the given step on.
-        seed: Of the k-means.
+        place: A function of `kvq.quantizers.initialisers`.
+        seed: Of the placing.
     """
 
-    # Enough vectors for every centre to be a mean of several.
+    # Enough vectors for every centre to be a mean of several; and no more than k-means takes in seconds.
     VECTORS_PER_CODE = 16
+    MOST_VECTORS = 2**18
 
-    def __init__(self, batches: Callable[[], Iterator[Batch]], seed: int):
+    def __init__(self, batches: Callable[[], Iterator[Batch]], place: Callable[..., np.ndarray], seed: int):
         self.batches = batches
+        self.place = place
         self.seed = seed
 
     def due(self, step: int, ending: str | None) -> bool:
@@ -33,14 +36,14 @@ class InitialiseCodebook:
 
     def act(self, model: keras.Model, step: int) -> None:
         quantizer = model.quantizer
-        if float(keras.ops.convert_to_numpy(quantizer.initialised)):
+        if quantizer.is_initialised:
             return
         latents: list[np.ndarray] = []
         for batch in self.batches():
             latents.extend(_latents(model, batch["images"]))
-            if len(latents) >= self.VECTORS_PER_CODE * quantizer.codebook_size:
+            if len(latents) >= min(self.VECTORS_PER_CODE * quantizer.codebook_size, self.MOST_VECTORS):
                 break
-        quantizer.initialise(np.stack(latents), self.seed)
+        quantizer.initialise(np.stack(latents), self.place, self.seed)
 
 
 class ReplaceDeadCodes:
@@ -77,15 +80,13 @@ class ReplaceDeadCodes:
         return not ending and 0 < step <= self.until and step % self.every == 0
 
     def act(self, model: keras.Model, step: int) -> None:
-        rows = model.quantizer.dead_codes(self.below)
-        if not len(rows):
-            return
-        rng = np.random.default_rng((self.seed, step))
         latents = _latents(model, self.batch(step)["images"])
-        chosen = latents[rng.choice(len(latents), len(rows), replace=len(latents) < len(rows))]
-        model.quantizer.replace(rows, chosen)
-        _clear_slots(model.optimizer, model.quantizer.codebook, rows)
-        self.note(f"step {step}: {len(rows)} of {model.quantizer.codebook_size} codes were dead and replaced")
+        changed = model.quantizer.replace_dead(latents, self.below, np.random.default_rng((self.seed, step)))
+        for variable, rows in changed:
+            _clear_slots(model.optimizer, variable, rows)
+        if changed:
+            replaced, codes = sum(len(rows) for _, rows in changed), sum(variable.shape[0] for variable, _ in changed)
+            self.note(f"step {step}: {replaced} of {codes} codes were dead and replaced")
 
 
 def _latents(model: keras.Model, images: np.ndarray) -> np.ndarray:

@@ -17,14 +17,10 @@ import tomli_w
 from pydantic import Field
 
 from kvq.errors import ConfigError
+from kvq.quantizer_config import QuantizerConfig as QuantizerConfig
+from kvq.quantizer_config import Section as Section
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
-
-
-class Section(pydantic.BaseModel):
-    """Part of a configuration: unknown keys are refused, types are taken as they are, nothing changes afterwards."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrainConfig(Section):
@@ -64,31 +60,20 @@ class PaperModel(_Model):
     residual_hidden: int = Field(32, ge=1, le=4096)
 
 
-class _CodebookQuantizer(Section):
-    codebook_size: int = Field(ge=2, le=2**20)
-    commitment_weight: float = Field(0.25, ge=0, le=1e6)
-    decay: float = Field(0.99, ge=0, lt=1)
-
-
-class VectorQuantizerConfig(_CodebookQuantizer):
-    kind: Literal["vector"]
-
-
-class EMAVectorQuantizerConfig(_CodebookQuantizer):
-    kind: Literal["ema_vector"]
-
-
 class CodebookConfig(Section):
     """What is done to the codebook between steps.
 
-    A code is dead where it is used less than `dead_below` times as often as the mean code. Dead codes are replaced every
-    `replace_dead_every` steps (0: never), in the first `replace_until` of the steps.
+    Codes start where `initialise` puts them on the first latents: kmeans, latents (a random choice), or none, which leaves them
+    as they were drawn. A code is dead where it is used less than `dead_below` times as often as the mean code. Dead codes are
+    replaced every `replace_dead_every` steps (0: never), in the first `replace_until` of the steps. A `frozen` quantizer does not
+    move at all.
     """
 
-    initialise_from_data: bool = True
+    initialise: Literal["kmeans", "latents", "none"] = "kmeans"
     replace_dead_every: int = Field(100, ge=0)
     dead_below: float = Field(0.03, ge=0, lt=1)
     replace_until: float = Field(0.5, ge=0, le=1)
+    frozen: bool = False
 
 
 class LossConfig(Section):
@@ -121,7 +106,6 @@ class CheckpointConfig(Section):
 
 
 ModelConfig = Annotated[PlainModel | ResNetModel | PaperModel, Field(discriminator="network")]
-QuantizerConfig = Annotated[VectorQuantizerConfig | EMAVectorQuantizerConfig, Field(discriminator="kind")]
 
 
 class RunConfig(Section):
@@ -134,6 +118,13 @@ class RunConfig(Section):
     codebook: CodebookConfig = CodebookConfig()
     loss: LossConfig = LossConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _quantizer_fits(self) -> "RunConfig":
+        mistake = self.quantizer.mistake(self.model.latent_dim)
+        if mistake:
+            raise ValueError(f"model.latent_dim {mistake}. Received: {self.model.latent_dim}.")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _crop_fits(self) -> "RunConfig":
@@ -215,12 +206,13 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
 def _assign(values: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *sections, name = (part.strip() for part in key.split("."))
-    if not equals or not name or not sections:
-        raise ConfigError(f"An override must read section.key=value. Received: {override!r}.")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    # A whole section is a table: quantizer={kind="gumbel", codebook_size=64}.
+    if not equals or not name or not (sections or isinstance(parsed, dict)):
+        raise ConfigError(f"An override must read section.key=value. Received: {override!r}.")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

@@ -16,6 +16,7 @@ from kvq.metrics import CodebookUsage, psnr, ssim
 from kvq.model import VQVAE
 from kvq.ops import to_uint8
 from kvq.progress import Progress
+from kvq.quantizers.quantizer import BATCH_TERMS
 from kvq.tokenizer import Tokenizer
 
 
@@ -39,8 +40,8 @@ def evaluate(
 
     Returns:
         `images` (how many), `mse` (in [-1, 1]), `psnr` in dB and `ssim` (from uint8 images, means of per-image values),
-        `losses` (weighted terms, means over images), `usage` and `perplexity` (of the whole set), `images_per_second`, and
-        what describes the measurement: `data`, `split`, `crop`, `backend`, `weights_sha256`.
+        `losses` (weighted terms, means over images; none that only a batch has), `usage` and `perplexity` (of the whole set),
+        `images_per_second`, and what describes the measurement: `data`, `split`, `crop`, `backend`, `weights_sha256`.
 
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had.
@@ -72,7 +73,7 @@ def evaluate(
 
 def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = None) -> dict[str, Any]:
     """The measurements of `evaluate` on batches of images that are already cropped."""
-    codes = CodebookUsage(model.quantizer.codebook_size)
+    codes = CodebookUsage(model.quantizer.codebook_size, model.quantizer.depth)
     values: dict[str, list[np.ndarray]] = {}
     started = time.perf_counter()
     for done, batch in enumerate(batches, 1):
@@ -81,7 +82,8 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
         restored = np.asarray(keras.ops.convert_to_numpy(to_uint8(outputs["reconstruction"])))
         error = np.asarray(outputs["reconstruction"], "float64") - (images / 127.5 - 1.0)
         measured = {"mse": np.mean(error**2, axis=(1, 2, 3)), "psnr": psnr(images, restored), "ssim": ssim(images, restored)}
-        for name, per_image in {**measured, **outputs["losses"]}.items():
+        terms = {name: per_image for name, per_image in outputs["losses"].items() if name not in BATCH_TERMS}
+        for name, per_image in {**measured, **terms}.items():
             values.setdefault(name, []).append(np.asarray(per_image, "float64"))
         codes.update_state(outputs["indices"])
         if progress:

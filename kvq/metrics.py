@@ -74,20 +74,27 @@ class CodebookUsage(keras.metrics.Metric):
 
     Args:
         codebook_size: Number of values an index can take.
+        depth: Indices that a position has, as a last axis; None for one without that axis. Each has counts of its own, and
+            `usage` and `perplexity` are means over them.
         name: Of the metric. Its `result()` is a dict of `usage` and `perplexity`.
     """
 
-    def __init__(self, codebook_size: int, name: str = "codebook_usage", **kwargs: Any):
+    def __init__(self, codebook_size: int, depth: int | None = None, name: str = "codebook_usage", **kwargs: Any):
         super().__init__(name=name, **kwargs)
         self.codebook_size = codebook_size
-        self.counts = self.add_variable((codebook_size,), initializer="zeros", name="counts")
+        self.depth = depth
+        self.counts = self.add_variable(((depth or 1) * codebook_size,), initializer="zeros", name="counts")
 
     def update_state(self, indices: Tensor, sample_weight: Any = None) -> None:
-        self.counts.assign(self.counts + code_counts(indices, self.codebook_size))
+        if self.depth:
+            indices = ops.convert_to_tensor(indices) + ops.arange(
+                0, self.depth * self.codebook_size, self.codebook_size, dtype="int32"
+            )
+        self.counts.assign(self.counts + code_counts(indices, self.counts.shape[0]))
 
     def result(self) -> dict[str, Tensor]:
-        counts = ops.convert_to_tensor(self.counts)
-        return {"usage": usage(counts), "perplexity": perplexity(counts)}
+        counts = ops.reshape(ops.convert_to_tensor(self.counts), (self.depth or 1, self.codebook_size))
+        return {"usage": ops.mean(usage(counts)), "perplexity": ops.mean(perplexity(counts))}
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "codebook_size": self.codebook_size}
+        return {**super().get_config(), "codebook_size": self.codebook_size, "depth": self.depth}

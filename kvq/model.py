@@ -61,7 +61,7 @@ class VQVAE(_Composite):
         self.loss_weights = {"reconstruction": 1.0, **(loss_weights or {})}
         # A training step sees no target but its own input, so that these stand in for `compile(metrics=...)`.
         self.means = {name: keras.metrics.Mean(name=name) for name in ("reconstruction", *quantizer.loss_names, "psnr")}
-        self.codebook_usage = CodebookUsage(quantizer.codebook_size)
+        self.codebook_usage = CodebookUsage(quantizer.codebook_size, quantizer.depth)
 
     def build(self, images_shape: tuple[int | None, ...]) -> None:
         _build_quantizer(self.quantizer, self.encoder.output_shape)

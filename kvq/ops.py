@@ -37,13 +37,13 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     positions = latents.shape[:-1]
     rows = max(block // codes.shape[1], 1) if block else None
     if rows is None or any(not isinstance(size, int) for size in positions) or math.prod(positions) <= rows:
-        return _lowest(ops.matmul(latents, codes))
+        return lowest(ops.matmul(latents, codes))
     latents = ops.reshape(latents, (-1, latents.shape[-1]))
-    parts = [_lowest(ops.matmul(latents[start : start + rows], codes)) for start in range(0, latents.shape[0], rows)]
+    parts = [lowest(ops.matmul(latents[start : start + rows], codes)) for start in range(0, latents.shape[0], rows)]
     return ops.reshape(ops.concatenate(parts), positions)
 
 
-def _lowest(distances: Tensor) -> Tensor:
+def lowest(distances: Tensor) -> Tensor:
     """Position of the first smallest value along the last axis, int32."""
     if _FAST_ARGMIN:
         return ops.cast(ops.argmin(distances, axis=-1), "int32")
@@ -73,6 +73,16 @@ def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
     return ops.stop_gradient(codes) + (latents - ops.stop_gradient(latents))
 
 
+def round_through(values: Tensor) -> Tensor:
+    """Values rounded to whole numbers (halves to even), whose gradient is that of the values."""
+    return straight_through(values, ops.round(values))
+
+
+def unit_norm(vectors: Tensor) -> Tensor:
+    """Vectors (..., d) divided by their length; the zero vector stays zero."""
+    return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=-1, keepdims=True), 1e-24))
+
+
 def mean_per_image(values: Tensor) -> Tensor:
     """Mean over all axes but the first: (batch, ...) becomes (batch,), in float32."""
     return ops.mean(ops.cast(values, "float32"), axis=tuple(range(1, len(values.shape))))
@@ -94,18 +104,21 @@ def perplexity(counts: Tensor) -> Tensor:
     """exp of the entropy of the code frequencies, in codes: 1 when one code is used, k when all k are used alike.
 
     Args:
-        counts: Float tensor (codebook_size,) of how often each code occurred over the whole set. Of no counts at all: 0.
+        counts: Float tensor (..., codebook_size) of how often each code occurred over the whole set. Of no counts at all: 0.
     """
-    total = ops.sum(counts)
+    total = ops.sum(counts, axis=-1, keepdims=True)
     frequencies = counts / ops.maximum(total, 1.0)
-    # p log p is 0 at p = 0; the inner maximum keeps the logarithm finite there.
-    entropy = -ops.sum(frequencies * ops.log(ops.maximum(frequencies, 1e-30)))
-    return ops.where(total > 0, ops.exp(entropy), 0.0)
+    return ops.where(total[..., 0] > 0, ops.exp(entropy_of(frequencies)), 0.0)
+
+
+def entropy_of(probabilities: Tensor) -> Tensor:
+    """Entropy in nats along the last axis; 0 log 0 is 0, in the gradient as well."""
+    return -ops.sum(probabilities * ops.log(ops.maximum(probabilities, 1e-30)), axis=-1)
 
 
 def usage(counts: Tensor) -> Tensor:
-    """Fraction of the codes that occur at all, in [0, 1], from counts (codebook_size,)."""
-    return ops.mean(ops.cast(counts > 0, "float32"))
+    """Fraction of the codes that occur at all, in [0, 1], from counts (..., codebook_size)."""
+    return ops.mean(ops.cast(counts > 0, "float32"), axis=-1)
 
 
 def rescale(images: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class Tokenizer:
             batch_size: How many go through the model at once.
 
         Returns:
-            int32 (n, h / downsampling, w / downsampling), in [0, vocabulary_size).
+            int32 (n, h / downsampling, w / downsampling), in [0, vocabulary_size); where a position has several indices, they
+            are a last axis.
 
         Raises:
             ValueError: If the images are of another dtype or shape.
@@ -67,14 +68,17 @@ class Tokenizer:
         return _by_batch(self._encoder, images, batch_size)
 
     def decode(self, indices: Any, batch_size: int = 64) -> np.ndarray:
-        """Images of indices: integers (n, h', w') in [0, vocabulary_size) to uint8 (n, h, w, c).
+        """Images of indices as `encode` gives them: integers in [0, vocabulary_size) to uint8 (n, h, w, c).
 
         Raises:
             ValueError: If the indices are of another dtype or shape, or out of range.
         """
         indices = np.asarray(indices)
-        if not np.issubdtype(indices.dtype, np.integer) or indices.ndim != 3 or not indices.size:
-            raise ValueError(f"`indices` must be integers (n, h', w'). Received: {indices.dtype} {indices.shape}.")
+        depth = self.model.quantizer.depth
+        fits = indices.ndim == 3 if depth is None else indices.ndim == 4 and indices.shape[3] == depth
+        if not np.issubdtype(indices.dtype, np.integer) or not fits or not indices.size:
+            shape = "(n, h', w')" if depth is None else f"(n, h', w', {depth})"
+            raise ValueError(f"`indices` must be integers {shape}. Received: {indices.dtype} {indices.shape}.")
         # Checked here, because an index out of range is silently NaN on some backends.
         if indices.min() < 0 or indices.max() >= self.vocabulary_size:
             raise ValueError(f"`indices` must be in [0, {self.vocabulary_size}). Received: {indices.min()} to {indices.max()}.")

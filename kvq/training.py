@@ -32,6 +32,7 @@ from kvq.data.sources import Batch, Source
 from kvq.errors import ConfigError, DataError, RunError
 from kvq.model import VQVAE
 from kvq.progress import Progress
+from kvq.quantizers.initialisers import INITIALISERS
 from kvq.run import Run
 from kvq.signals import stop_signals
 from kvq.tensorboard import TensorBoard
@@ -105,7 +106,7 @@ def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> 
         "config": config.model_dump(),
         "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
         "tokens_per_image": tokens,
-        "bits_per_image": tokens * float(np.log2(config.quantizer.codebook_size)),
+        "bits_per_image": tokens * (config.quantizer.depth or 1) * float(np.log2(config.quantizer.codebook_size)),
         "image_shape": [config.data.crop, config.data.crop, source.channels],
         "training_images": len(source),
         "validation_images": len(validation),
@@ -138,8 +139,8 @@ def _train(
         metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
         validate = Validate(run, lambda: iterate(checked), train.validate_every, watchers)
         between.actions += [metrics, validate]
-        if codebook.initialise_from_data:
-            between.actions.append(InitialiseCodebook(lambda: iterate(batches), train.seed))
+        if codebook.initialise != "none":
+            between.actions.append(InitialiseCodebook(lambda: iterate(batches), INITIALISERS[codebook.initialise], train.seed))
         if codebook.replace_dead_every:
             until = round(codebook.replace_until * train.steps)
             every, below = codebook.replace_dead_every, codebook.dead_below
@@ -189,6 +190,7 @@ def _open(config: RunConfig) -> tuple[Source, Source]:
 
 def _compiled(config: RunConfig, channels: int) -> VQVAE:
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
+    model.quantizer.trainable = not config.codebook.frozen
     model.compile(optimizer=keras.optimizers.Adam(_learning_rate(config.train)))
     return model
 

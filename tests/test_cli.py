@@ -277,6 +277,18 @@ def test_export_refuses_an_unknown_format(finished, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_quantizers() -> None:
+    from kvq.quantizers import QUANTIZERS
+
+    listed = json.loads(kvq_in_process("quantizers", "--json").stdout)
+    assert list(listed) == list(QUANTIZERS)
+    lines = kvq_in_process("quantizers").stdout.splitlines()
+    assert len(lines) == len(QUANTIZERS)
+    for line, (kind, described) in zip(lines, listed.items(), strict=True):
+        assert line.split()[0] == kind and described["summary"] in line and described["paper"] in line
+        assert "arXiv:" in line or "doi:" in line
+
+
 def test_configs() -> None:
     listed = json.loads(kvq_in_process("configs", "--json").stdout)
     assert set(listed) == set(kvq.list_configs())

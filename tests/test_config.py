@@ -9,7 +9,8 @@ import typing
 import pydantic
 import pytest
 
-from kvq.config import ModelConfig, QuantizerConfig, RunConfig, list_configs, load_config, parse_config
+from kvq.build import build_quantizer
+from kvq.config import ModelConfig, QuantizerConfig, RunConfig, check, list_configs, load_config, parse_config
 from kvq.errors import ConfigError
 from kvq.model import MODELS
 from kvq.networks import DECODERS, ENCODERS
@@ -88,7 +89,7 @@ def test_configuration_survives_its_toml(name, tmp_path):
 
 def test_toml_spells_out_every_default_but_what_is_absent():
     written = tomllib.loads(parse_config(SMALL, "small").to_toml())
-    assert written["codebook"]["initialise_from_data"] is True and written["train"]["seed"] == 0
+    assert written["codebook"]["initialise"] == "kmeans" and written["train"]["seed"] == 0
     assert "validation" not in written["data"]
     odd = 'C:\\images "of" mine\u00e9\n'
     config = parse_config(SMALL, "small").model_copy(deep=True)
@@ -102,7 +103,9 @@ def test_toml_spells_out_every_default_but_what_is_absent():
 @pytest.mark.parametrize("section", members(QuantizerConfig), ids=lambda section: tag(section, "kind"))
 def test_quantizer_section_equals_the_constructor(section):
     parameters = inspect.signature(QUANTIZERS[tag(section, "kind")]).parameters
-    assert fields(section, without={"kind"}) == arguments(parameters, without={"kwargs"})
+    # What is inside of a quantizer has a section of its own, and the numbers of its members are in the one outside.
+    inside = {"kwargs", "members", "base", "groups"} | ({"levels"} if tag(section, "kind").endswith("residual") else set())
+    assert fields(section, without={"kind", *inside}) == arguments(parameters, without=inside)
 
 
 @pytest.mark.parametrize("networks", [ENCODERS, DECODERS], ids=["encoders", "decoders"])
@@ -135,11 +138,24 @@ def test_every_member_has_its_section():
     assert {tag(section, "kind") for section in members(ModelConfig)} == set(MODELS)
 
 
+EXTREMES = {
+    "codebook": [{"codebook_size": 2}, {"codebook_size": 4, "decay": 0.0, "commitment_weight": 0.0}],
+    "gumbel": [{"codebook_size": 2, "kl_weight": 0.0, "temperature": 1e-3, "final_temperature": 1e-3, "annealing": 1.0}],
+    "finite_scalar": [{"levels": [3]}, {"levels": [1447, 1447]}],
+    "symmetric_finite_scalar": [{"levels": [2]}, {"levels": [2] * 22}],
+    "lookup_free": [{"bits": 1, "entropy_weight": 0.0, "group_bits": 1}, {"bits": 22, "group_bits": 12}],
+    "binary_spherical": [{"bits": 1}, {"bits": 22}],
+    **{kind: [{"levels": 1, "base": {"kind": "vector", "codebook_size": 2}}] for kind in ("residual", "shared_residual")},
+    "product": [{"groups": 1, "base": {"kind": "lookup_free", "bits": 1}}],
+    "projected": [{"code_dim": 1, "base": {"kind": "product", "groups": 1, "base": {"kind": "vector", "codebook_size": 2}}}],
+}
+
+
 def test_bounds_let_nothing_in_that_the_constructor_refuses():
     for section in members(QuantizerConfig):
-        for extreme in ({"codebook_size": 2}, {"codebook_size": 4, "decay": 0.0, "commitment_weight": 0.0}):
-            values = section(kind=tag(section, "kind"), **extreme).model_dump(exclude={"kind"})
-            QUANTIZERS[tag(section, "kind")](**values)
+        kind = tag(section, "kind")
+        for extreme in EXTREMES[kind] if kind in EXTREMES else EXTREMES["codebook"]:
+            build_quantizer(section(kind=kind, **extreme), "quantizer")
 
 
 def test_configuration_is_frozen():
@@ -178,7 +194,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names():
         "train.steps: is missing.",
         "train.seed: input should be a valid integer. Received: 'seven'.",
         "train.batch_size: input should be greater than or equal to 1. Received: 0.",
-        "quantizer.kind: must be one of vector, ema_vector. Received: 'vectr' (did you mean 'vector'?).",
+        f"quantizer.kind: must be one of {', '.join(QUANTIZERS)}. Received: 'vectr' (did you mean 'vector'?).",
         "model.hiden: there is no such key. Did you mean model.hidden?",
         "trian: there is no such key. Did you mean train?",
     ):
@@ -293,3 +309,37 @@ def test_override_into_a_value_is_refused():
 def test_override_with_a_misspelt_key_names_the_nearest():
     assert "train.stepps: there is no such key. Did you mean train.steps?" in mistakes(SMALL, "train.stepps=3")
     assert "trai: there is no such key. Did you mean train?" in mistakes(SMALL, "trai.steps=3")
+
+
+BASE = {"kind": "vector", "codebook_size": 4}
+
+
+@pytest.mark.parametrize(
+    "quantizer, message",
+    [
+        ({"kind": "lookup_free", "bits": 6}, "model.latent_dim must be 6, one channel for each of .*bits.* Received: 8."),
+        ({"kind": "finite_scalar", "levels": [8, 2]}, "quantizer.levels.1: .*greater than or equal to 3. Received: 2."),
+        ({"kind": "finite_scalar", "levels": [4096, 4096]}, "product of quantizer.levels must be at most 4194304"),
+        ({"kind": "product", "groups": 3, "base": BASE}, "a multiple of 3, quantizer.groups"),
+        (
+            {"kind": "residual", "levels": 2, "base": {**BASE, "kind": "vectr"}},
+            "base.kind: must be one of .*did you mean 'vector'",
+        ),
+        ({"kind": "residual", "levels": 2, "base": {"kind": "residual"}}, "base.kind: must be one of "),
+        ({"kind": "projected", "code_dim": 3, "base": {"kind": "lookup_free", "bits": 4}}, "quantizer.code_dim must be 4"),
+        ({"kind": "gumbel", "codebook_size": 4, "temperature": 0.01}, "quantizer.final_temperature must be at most"),
+        ({**BASE, "regularisers": [{"kind": "entrpy"}]}, "must be one of entropy, orthogonality"),
+        ({**BASE, "bits": 3}, "quantizer.bits: there is no such key."),
+    ],
+)
+def test_wrong_combinations_are_refused_when_the_configuration_is_read(quantizer, message):
+    values = parse_config(SMALL, "small").model_dump(exclude_none=True)
+    with pytest.raises(ConfigError, match=message):
+        check(RunConfig, {**values, "quantizer": quantizer}, "small")
+
+
+def test_a_section_can_be_replaced_whole():
+    config = parse_config(SMALL, "small", ['quantizer={kind="finite_scalar", levels=[3, 3, 3, 3, 3, 3, 3, 3]}'])
+    assert config.quantizer.codebook_size == 3**8 and parse_config(config.to_toml(), "again") == config
+    with pytest.raises(ConfigError, match="must read section.key=value"):
+        parse_config(SMALL, "small", ["quantizer=vector"])

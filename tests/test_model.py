@@ -7,25 +7,27 @@ from keras import ops
 
 from kvq.model import MODELS, VQVAE, ImageAutoencoder, ImageDecoder, ImageEncoder, decode, encode
 from kvq.ops import to_uint8
-from kvq.quantizers import QUANTIZERS
+from kvq.quantizers import EMAVectorQuantizer, SimVectorQuantizer, VectorQuantizer
+from kvq.quantizers.quantizer import BATCH_TERMS
 
 CHANNELS, DIM, CODES = 3, 4, 11
 
 
-def build(kind="vector", **changes):
+def build(quantizer=None, **changes):
     """A model of one layer a side, since it does not matter here which."""
     keras.utils.set_random_seed(0)
     images, codes = keras.Input((None, None, CHANNELS), name="images"), keras.Input((None, None, DIM), name="codes")
     encoder = keras.Model(images, keras.layers.Conv2D(DIM, 4, 4, name="down_conv")(images), name="encoder")
     up = keras.layers.Conv2DTranspose(CHANNELS, 4, 4, activation="tanh", name="up_conv")
-    model = VQVAE(encoder, QUANTIZERS[kind](CODES, name="quantizer"), keras.Model(codes, up(codes), name="decoder"), **changes)
+    quantizer = quantizer or VectorQuantizer(CODES, name="quantizer")
+    model = VQVAE(encoder, quantizer, keras.Model(codes, up(codes), name="decoder"), **changes)
     model.build((None, None, None, CHANNELS))
     return model
 
 
-@pytest.fixture(params=sorted(QUANTIZERS))
-def model(request):
-    return build(request.param)
+@pytest.fixture
+def model(quantizer_kind, make_quantizer):
+    return build(make_quantizer(quantizer_kind, DIM))
 
 
 @pytest.fixture
@@ -50,7 +52,8 @@ def test_call_gives_reconstruction_indices_and_losses(model, images):
     assert set(outputs) == {"reconstruction", "indices", "losses"}
     assert outputs["reconstruction"].shape == images.shape and outputs["reconstruction"].dtype == np.float32
     assert np.abs(outputs["reconstruction"]).max() <= 1
-    assert outputs["indices"].shape == (7, 2, 3) and outputs["indices"].dtype == np.int32
+    depth = model.quantizer.depth
+    assert outputs["indices"].shape == ((7, 2, 3, depth) if depth else (7, 2, 3)) and outputs["indices"].dtype == np.int32
     assert {name: values.shape for name, values in outputs["losses"].items()} == dict.fromkeys(model.quantizer.loss_names, (7,))
 
 
@@ -72,7 +75,7 @@ def test_halves_equal_the_model_and_take_any_size_and_batch(model):
     for shape in [(1, 8, 12), (3, 16, 4)]:
         batch = np.random.default_rng(1).integers(0, 256, (*shape, CHANNELS), np.uint8)
         indices = encoder.predict_on_batch(batch)
-        assert indices.dtype == np.int32 and indices.shape == (shape[0], shape[1] // 4, shape[2] // 4)
+        assert indices.dtype == np.int32 and indices.shape[:3] == (shape[0], shape[1] // 4, shape[2] // 4)
         np.testing.assert_array_equal(indices, array(model.encode(batch)))
         restored = decoder.predict_on_batch(indices)
         assert restored.dtype == np.uint8 and restored.shape == batch.shape
@@ -82,13 +85,13 @@ def test_halves_equal_the_model_and_take_any_size_and_batch(model):
 
 
 def test_halves_build_the_quantizer_that_is_not_yet(images):
-    built = build("vector")
+    built = build()
     for part in (
         lambda quantizer: ImageEncoder(built.encoder, quantizer).predict_on_batch(images),
         lambda quantizer: ImageDecoder(quantizer, built.decoder).predict_on_batch(np.zeros((1, 2, 2), "int32")),
         lambda quantizer: ImageAutoencoder(built.encoder, quantizer, built.decoder).predict_on_batch(images),
     ):
-        quantizer = QUANTIZERS["vector"](CODES)
+        quantizer = VectorQuantizer(CODES)
         part(quantizer)
         assert tuple(quantizer.codebook.shape) == (CODES, DIM)
 
@@ -105,7 +108,7 @@ def test_evaluation_changes_no_weight(model, images):
 def test_evaluate_on_a_ragged_last_batch_adds_up(images):
     """The mean over images, not over batches: 4 and 3 images of different loss must not count alike."""
     images[4:] = 128
-    model = build("vector", loss_weights={"reconstruction": 2.0})
+    model = build(loss_weights={"reconstruction": 2.0})
     model.compile()
     result = {name: float(value) for name, value in model.evaluate(images, batch_size=4, verbose=0, return_dict=True).items()}
     outputs = arrays(model(images))
@@ -137,8 +140,10 @@ def test_fit_on_a_ragged_last_batch_adds_up_and_learns(model, images):
     after = weights(model)
     for part in ("encoder", "decoder"):
         assert all((after[weight.path] != before[weight.path]).any() for weight in getattr(model, part).weights)
+    # Codes that a linear map moves stay as they are drawn.
+    still = {"initialised"} | ({"codebook"} if isinstance(model.quantizer, SimVectorQuantizer) else set())
     for weight in model.quantizer.weights:
-        assert (after[weight.path] != before[weight.path]).any() == (weight.name != "initialised"), weight.path
+        assert (after[weight.path] != before[weight.path]).any() == (weight.name not in still), weight.path
 
 
 def test_training_lowers_the_loss(model):
@@ -153,12 +158,12 @@ def test_predict_gives_the_same_tree_for_all_images(model, images):
     expected = arrays(model(images))
     np.testing.assert_array_equal(outputs["indices"], expected["indices"])
     np.testing.assert_allclose(outputs["reconstruction"], expected["reconstruction"], atol=1e-5)
-    for name, values in expected["losses"].items():
-        np.testing.assert_allclose(outputs["losses"][name], values, rtol=1e-4)
+    for name in set(expected["losses"]) - BATCH_TERMS:
+        np.testing.assert_allclose(outputs["losses"][name], expected["losses"][name], rtol=1e-4)
 
 
 def test_model_and_its_halves_survive_saving_bit_for_bit(images, tmp_path):
-    model = build("ema_vector", loss_weights={"reconstruction": 3.0})
+    model = build(EMAVectorQuantizer(CODES, name="quantizer"), loss_weights={"reconstruction": 3.0})
     model(images, training=True)
     parts = {"encoder": model.encoder, "quantizer": model.quantizer, "decoder": model.decoder}
     models = [model, ImageEncoder(model.encoder, model.quantizer), ImageAutoencoder(**parts)]
@@ -190,7 +195,7 @@ def test_loss_weights_default_to_one_and_survive(images):
 def test_mixed_precision_computes_losses_in_float32(images):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = build("vector")
+        model = build()
     finally:
         keras.config.set_dtype_policy("float32")
     outputs = model(images)
@@ -212,7 +217,7 @@ def test_several_grids_are_a_tree_of_quantizers_and_latents(images):
     codes = {name: keras.Input((None, None, DIM), name=name) for name in ("coarse", "fine")}
     up = keras.layers.Conv2DTranspose(CHANNELS, 4, 4, name="up")(codes["fine"])
     decoder = keras.Model(codes, up)
-    quantizers = {name: QUANTIZERS["vector"](CODES, name=name) for name in codes}
+    quantizers = {name: VectorQuantizer(CODES, name=name) for name in codes}
     for quantizer in quantizers.values():
         quantizer.build((None, DIM))
     indices = encode(encoder, quantizers, images)

@@ -128,7 +128,7 @@ def test_both_ways_to_find_the_lowest_agree(rng, monkeypatch):
     distances = rng.integers(0, 9, (50, 3, 40)).astype("float32")
     for fast in (True, False):
         monkeypatch.setattr(kvq_ops, "_FAST_ARGMIN", fast)
-        lowest = array(kvq_ops._lowest(ops.convert_to_tensor(distances)))
+        lowest = array(kvq_ops.lowest(ops.convert_to_tensor(distances)))
         assert lowest.dtype == np.int32
         np.testing.assert_array_equal(lowest, distances.argmin(-1))
 

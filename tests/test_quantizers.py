@@ -1,4 +1,4 @@
-"""The contract of every quantizer, over `CASES`; then what each member promises of itself, against NumPy float64."""
+"""The contract of every quantizer, over `CASES`: what a model, a callback and an exporter may rely on."""
 
 import inspect
 
@@ -7,27 +7,74 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kvq.quantizers import QUANTIZERS, EMAVectorQuantizer, VectorQuantizer
-from kvq.quantizers.initialisers import kmeans
+from kvq import quantizers
+from kvq.quantizers import (
+    QUANTIZERS,
+    EMAVectorQuantizer,
+    FiniteScalarQuantizer,
+    IndexBackpropQuantizer,
+    LookupFreeQuantizer,
+    VectorQuantizer,
+)
+from kvq.quantizers.estimators import ESTIMATORS, rotate
+from kvq.quantizers.initialisers import INITIALISERS, kmeans, random_latents
+from kvq.quantizers.regularisers import REGULARISERS, Entropy, Orthogonality
 
-# Constructor arguments of each member, small enough for a test.
-CASES = {
-    "vector": {"codebook_size": 7, "commitment_weight": 0.4, "decay": 0.9},
-    "ema_vector": {"codebook_size": 7, "commitment_weight": 0.4, "decay": 0.9},
-}
 DIM = 6
+K = 7
+
+
+def codebook(**changes):
+    return {"codebook_size": K, **changes}
+
+
+# Constructor arguments of each member, small enough for a test. A row per kind and one for each composable piece; the name up to
+# the first blank is the kind.
+CASES = {
+    "vector": codebook,
+    "vector rotation": lambda: codebook(estimator="rotation"),
+    "ema_vector": codebook,
+    "ema_vector regularised": lambda: codebook(regularisers=[Entropy(temperature=0.5), Orthogonality()]),
+    "cosine_vector": codebook,
+    "ema_cosine_vector": codebook,
+    "sim_vector": codebook,
+    "index_backprop": codebook,
+    "gumbel": codebook,
+    "finite_scalar": lambda: {"levels": [5, 4, 3, 3, 3, 3]},
+    "symmetric_finite_scalar": lambda: {"levels": [2, 3, 4, 5, 2, 2]},
+    "lookup_free": lambda: {"bits": DIM},
+    "binary_spherical": lambda: {"bits": DIM},
+    "residual": lambda: {"members": [EMAVectorQuantizer(K, name=f"level{i}") for i in range(3)], "dropout": 0.5},
+    "residual vector": lambda: {"members": [VectorQuantizer(K, name=f"level{i}") for i in range(2)]},
+    "shared_residual": lambda: {"members": [EMAVectorQuantizer(K, name="level")], "levels": 3},
+    "product": lambda: {"members": [VectorQuantizer(K, name=f"group{i}") for i in range(3)]},
+    "product sim_vector": lambda: {"members": [QUANTIZERS["sim_vector"](K, name=f"group{i}") for i in range(2)]},
+    "projected": lambda: {"base": FiniteScalarQuantizer([5, 4, 3]), "code_dim": 3},
+    "projected vector": lambda: {"base": EMAVectorQuantizer(K), "code_dim": 2},
+}
+# The index in training is drawn at random.
+NOISY = {"gumbel"}
+# Which levels a batch trains is drawn at random; codes are then sums of fewer levels.
+DROPS_LEVELS = {"residual"}
+# Their training codes carry a gradient to weights that the call itself computed them with.
+NO_STATE = {"finite_scalar", "symmetric_finite_scalar", "lookup_free", "binary_spherical", "projected"}
 # Ranks 2 to 5; batches of one, and of sizes that nothing divides.
 SHAPES = [(1,), (5,), (3, 4), (1, 3, 4), (3, 2, 2, 3)]
 
 
 @pytest.fixture(params=sorted(CASES))
-def kind(request):
+def case(request):
     return request.param
 
 
-def build(kind, dtype="float32", seed=0, **changes):
+def build(case, dtype="float32", seed=0):
     keras.utils.set_random_seed(seed)
-    quantizer = QUANTIZERS[kind](**{**CASES[kind], **changes}, name="quantizer", dtype=dtype)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        quantizer = QUANTIZERS[case.split()[0]](**CASES[case](), name="quantizer")
+    finally:
+        keras.config.set_dtype_policy(before)
     quantizer.build((None, DIM))
     return quantizer
 
@@ -44,74 +91,51 @@ def normal(seed, *shape, scale=1.0):
     return np.random.default_rng(seed).normal(scale=scale, size=shape).astype("float32")
 
 
+def tensors(outputs):
+    return keras.tree.map_structure(array, outputs)
+
+
 def run(quantizer, latents, training=False):
-    return keras.tree.map_structure(array, quantizer(ops.convert_to_tensor(latents), training=training))
+    return tensors(quantizer(ops.convert_to_tensor(latents), training=training))
 
 
 def state(quantizer):
-    return {weight.path.split("/")[-1]: array(weight) for weight in quantizer.weights}
+    return [array(weight) for weight in quantizer.weights]
 
 
-def assert_same_state(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+def assert_same(one, other):
+    for first, second in zip(one, other, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
-def nearest(latents, codebook):
-    return np.square(latents[..., None, :].astype("float64") - codebook).sum(-1).argmin(-1)
+def indices_shape(quantizer, shape):
+    return (*shape, quantizer.depth) if quantizer.depth else shape
 
 
-class Moved(keras.Model):
-    """A quantizer in a training step of its own losses, on latents that a weight moves; it starts at zero."""
-
-    def __init__(self, quantizer, latents_shape, weights=None):
-        super().__init__()
-        self.quantizer = quantizer
-        self.move = self.add_weight(shape=latents_shape, initializer="zeros", name="move")
-        self.code_weights = weights
-
-    def call(self, latents, training=False):
-        outputs = self.quantizer(latents + self.move, training=training)
-        return outputs["losses"] if self.code_weights is None else ops.multiply(outputs["codes"], self.code_weights)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        loss = ops.sum(y_pred) if self.code_weights is not None else ops.mean(sum(y_pred.values()))
-        # Without this, a codebook that only has this gradient has none at all, which Keras warns of.
-        return loss + 0.0 * sum(ops.sum(weight) for weight in self.trainable_weights)
+def test_every_quantizer_has_a_row_and_a_public_name():
+    assert {case.split()[0] for case in CASES} == set(QUANTIZERS)
+    for member in QUANTIZERS.values():
+        assert getattr(quantizers, member.__name__) is member
+    assert {name for row in ("vector rotation",) for name in ("straight_through", row.split()[1])} == set(ESTIMATORS)
+    assert set(REGULARISERS) == {"entropy", "orthogonality"} and set(INITIALISERS) == {"kmeans", "latents"}
 
 
-def descend(quantizer, latents, weights=None):
-    """The gradient at the latents after one step of SGD(1) as `fit` takes it, which moves the quantizer too."""
-    model = Moved(quantizer, latents.shape[1:], weights)
-    model.compile(optimizer=keras.optimizers.SGD(1.0))
-    model.fit(latents, batch_size=len(latents), shuffle=False, verbose=0)
-    return -array(model.move)
-
-
-# The contract.
-
-
-def test_every_quantizer_has_a_row():
-    assert set(CASES) == set(QUANTIZERS)
-
-
-def test_call_returns_names_shapes_and_dtypes_for_any_batch_and_rank(kind):
-    quantizer = build(kind)
+def test_call_returns_names_shapes_and_dtypes_for_any_batch_and_rank(case):
+    quantizer = build(case)
     for shape in SHAPES:
         for training in (False, True):
             outputs = run(quantizer, normal(0, *shape, DIM), training)
             assert set(outputs) == {"codes", "indices", "losses"}
             assert outputs["codes"].shape == (*shape, DIM) and outputs["codes"].dtype == np.float32
-            assert outputs["indices"].shape == shape and outputs["indices"].dtype == np.int32
+            assert outputs["indices"].shape == indices_shape(quantizer, shape) and outputs["indices"].dtype == np.int32
             assert 0 <= outputs["indices"].min() and outputs["indices"].max() < quantizer.codebook_size
-            assert tuple(outputs["losses"]) == quantizer.loss_names
+            assert set(outputs["losses"]) == set(quantizer.loss_names)
             for losses in outputs["losses"].values():
                 assert losses.shape == shape[:1] and losses.dtype == np.float32
 
 
-def test_evaluation_equals_the_two_halves_bit_for_bit(kind):
-    quantizer = build(kind)
+def test_evaluation_equals_the_two_halves_bit_for_bit(case):
+    quantizer = build(case)
     for shape in SHAPES:
         latents = normal(1, *shape, DIM)
         outputs = run(quantizer, latents)
@@ -121,164 +145,169 @@ def test_evaluation_equals_the_two_halves_bit_for_bit(kind):
         np.testing.assert_array_equal(array(quantizer.indices_to_codes(indices)), outputs["codes"])
 
 
-def test_indices_of_codes_are_the_codes(kind):
-    quantizer = build(kind)
-    indices = ops.arange(quantizer.codebook_size, dtype="int32")
-    codes = quantizer.indices_to_codes(indices)
-    np.testing.assert_array_equal(array(quantizer.latents_to_indices(codes)), array(indices))
-
-
-def test_in_training_codes_are_rows_of_the_codebook_as_it_was_before(kind):
-    quantizer = build(kind)
+def test_in_training_codes_are_those_of_the_codebook_before_the_call(case):
+    """ids before and after the update: LVQ's training codes belong to neither."""
+    kind = case.split()[0]
+    quantizer = build(case)
     for step in range(3):
         latents = normal(step, 4, 5, DIM)
-        before = array(quantizer.indices_to_codes(ops.arange(quantizer.codebook_size, dtype="int32")))
-        expected = run(quantizer, latents)
+        twin = type(quantizer).from_config(quantizer.get_config())
+        twin.build((None, DIM))
+        for weight, values in zip(twin.weights, state(quantizer), strict=True):
+            weight.assign(values)
         outputs = run(quantizer, latents, training=True)
-        np.testing.assert_array_equal(outputs["indices"], expected["indices"])
-        np.testing.assert_array_equal(outputs["codes"], before[outputs["indices"]])
-        for name in quantizer.loss_names:
-            np.testing.assert_array_equal(outputs["losses"][name], expected["losses"][name])
+        if case not in DROPS_LEVELS:
+            expected = array(twin.indices_to_codes(ops.convert_to_tensor(outputs["indices"])))
+            np.testing.assert_array_equal(outputs["codes"], expected)
+        if kind not in NOISY:
+            np.testing.assert_array_equal(outputs["indices"], run(twin, latents)["indices"])
 
 
-def test_evaluation_changes_nothing(kind):
-    quantizer = build(kind)
+def test_evaluation_changes_nothing(case):
+    quantizer = build(case)
     before = state(quantizer)
     run(quantizer, normal(0, 4, 5, DIM))
     quantizer.indices_to_codes(quantizer.latents_to_indices(ops.convert_to_tensor(normal(1, 4, 5, DIM))))
-    assert_same_state(before, state(quantizer))
-    # Not even the first call places codes from data: that is `initialise` alone.
-    assert before["initialised"] == 0.0
+    assert_same(before, state(quantizer))
 
 
-def test_training_moves_statistics_and_no_trainable_weight(kind):
-    quantizer = build(kind)
-    trainable, others = map(array_list, (quantizer.trainable_weights, quantizer.non_trainable_weights))
+def test_training_moves_no_trainable_weight(case):
+    quantizer = build(case)
+    before = [array(weight) for weight in quantizer.trainable_weights]
+    others = [array(weight) for weight in quantizer.non_trainable_weights]
     run(quantizer, normal(0, 4, 5, DIM), training=True)
-    for before, weight in zip(trainable, quantizer.trainable_weights, strict=True):
-        np.testing.assert_array_equal(before, array(weight))
-    assert any((before != array(weight)).any() for before, weight in zip(others, quantizer.non_trainable_weights, strict=True))
-    assert state(quantizer)["initialised"] == 0.0
+    assert_same(before, [array(weight) for weight in quantizer.trainable_weights])
+    moved = any((old != array(new)).any() for old, new in zip(others, quantizer.non_trainable_weights, strict=True))
+    assert moved == (case not in NO_STATE)
 
 
-def array_list(weights):
-    return [array(weight) for weight in weights]
+def test_frozen_it_does_not_move_at_all(case):
+    quantizer = build(case)
+    quantizer.trainable = False
+    assert quantizer.trainable_weights == []
+    before = state(quantizer)
+    run(quantizer, normal(0, 4, 5, DIM), training=True)
+    assert quantizer.replace_dead(normal(1, 20, DIM), 0.9, np.random.default_rng(0)) == []
+    assert_same(before, state(quantizer))
 
 
-def test_compiled_training_moves_the_state_as_plain_calls_do(kind):
-    """Keras compiles the step where the backend can; there an assignment may get lost without a word."""
+class Trained(keras.Model):
+    """A quantizer on latents that a weight moves, and its losses beside a pull on its codes."""
+
+    def __init__(self, quantizer, latents_shape, with_codes=True):
+        super().__init__()
+        self.quantizer, self.with_codes = quantizer, with_codes
+        self.move = self.add_weight(shape=latents_shape, initializer="zeros", name="move")
+
+    def call(self, latents, training=False):
+        outputs = self.quantizer(ops.add(latents, self.move), training=training)
+        pull = ops.mean(ops.square(ops.subtract(outputs["codes"], 0.3)))
+        return pull * float(self.with_codes) + sum((ops.mean(values) for values in outputs["losses"].values()), 0.0)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return y_pred + 0.0 * sum(ops.sum(weight) for weight in self.trainable_weights)
+
+
+def test_compiled_training_moves_latents_weights_and_state(case):
+    """As `fit` compiles it on this backend: the gradient reaches the encoder and all that should learn, and nothing is lost."""
+    if keras.backend.backend() == "tensorflow" and case not in ("vector", "ema_vector"):
+        jit = False  # XLA takes seconds a member there; the graph is the same
+    else:
+        jit = "auto" if keras.backend.backend() != "tensorflow" else True
     latents = normal(0, 12, 4, DIM)
-    compiled, plain = build(kind), build(kind)
-    before = state(compiled)
-    model = Moved(compiled, latents.shape[1:])
-    model.compile(optimizer=keras.optimizers.SGD(0.0))
-    model.fit(latents, batch_size=6, shuffle=False, verbose=0)
-    for start in (0, 6):
-        run(plain, latents[start : start + 6], training=True)
-    after = state(compiled)
-    for name, values in state(plain).items():
-        np.testing.assert_allclose(after[name], values, atol=1e-6, err_msg=name)
-    assert (after["counts"] != before["counts"]).any()
-
-
-def test_losses_do_not_depend_on_the_rest_of_the_batch(kind):
-    latents = normal(0, 8, 5, DIM)
-    quantizer = build(kind)
-    together = run(quantizer, latents)["losses"]
-    for name in quantizer.loss_names:
-        alone = [run(quantizer, latents[i : i + 1])["losses"][name][0] for i in range(8)]
-        np.testing.assert_allclose(together[name], alone, rtol=1e-6)
-
-
-def test_gradient_of_codes_goes_straight_through_to_the_latents(kind):
-    latents, weights = normal(0, 1, 5, DIM), normal(1, 1, 5, DIM)
-    quantizer = build(kind)
-    trainable = array_list(quantizer.trainable_weights)
-    gradient = descend(quantizer, latents, weights)
-    np.testing.assert_array_equal(gradient, weights[0])
+    quantizer = build(case)
+    trainable = [array(weight) for weight in quantizer.trainable_weights]
+    others = [array(weight) for weight in quantizer.non_trainable_weights]
+    model = Trained(quantizer, latents.shape[1:])
+    model.compile(optimizer=keras.optimizers.SGD(0.5), jit_compile=jit)
+    model.fit(latents, batch_size=6, shuffle=False, verbose=0, epochs=2)
+    assert np.isfinite(array(model.move)).all() and np.abs(array(model.move)).max() > 1e-6
     for before, weight in zip(trainable, quantizer.trainable_weights, strict=True):
-        np.testing.assert_array_equal(before, array(weight))
+        assert (before != array(weight)).any(), weight.path
+    if case not in NO_STATE:
+        assert any((old != array(new)).any() for old, new in zip(others, quantizer.non_trainable_weights, strict=True))
 
 
-def test_commitment_pulls_latents_by_its_weight(kind):
-    """beta (z - e)^2, not the (z - e)^2 of the projects that put beta on the codebook."""
-    latents = normal(0, 1, 5, DIM)
-    quantizer = build(kind)
-    codebook = state(quantizer)["codebook"]
-    codes = codebook[nearest(latents, codebook)]
-    beta = CASES[kind]["commitment_weight"]
-    commitment = beta * np.mean((latents.astype("float64") - codes) ** 2, axis=(1, 2))
-    np.testing.assert_allclose(run(quantizer, latents)["losses"]["commitment"], commitment, rtol=1e-5)
-    gradient = descend(quantizer, latents)
-    np.testing.assert_allclose(gradient, beta * 2 * (latents - codes)[0] / latents[0].size, atol=1e-7)
+def test_compiled_calls_equal_plain_ones(case):
+    quantizer = build(case)
+    inputs = keras.Input((None, DIM))
+    model = keras.Model(inputs, quantizer(inputs))
+    latents = normal(3, 9, 5, DIM)
+    compiled, plain = model.predict(latents, verbose=0, batch_size=4), run(quantizer, latents)
+    np.testing.assert_array_equal(compiled["indices"], plain["indices"])
+    np.testing.assert_allclose(compiled["codes"], plain["codes"], atol=1e-6)
 
 
-def test_config_mirrors_the_constructor_and_rebuilds_the_layer(kind):
-    quantizer = build(kind)
+# Terms of the whole batch, which stand repeated for every image.
+OF_THE_BATCH = {"batch_entropy", "orthogonality"}
+
+
+def test_losses_do_not_depend_on_the_rest_of_the_batch(case):
+    """Nor do they grow with it (defect: sums over the batch beside means per sample)."""
+    latents = normal(0, 8, 5, DIM)
+    quantizer = build(case)
+    together = run(quantizer, latents)["losses"]
+    for name in set(quantizer.loss_names) - OF_THE_BATCH:
+        alone = [run(quantizer, latents[i : i + 1])["losses"][name][0] for i in range(8)]
+        np.testing.assert_allclose(together[name], alone, rtol=2e-5, atol=1e-6)
+    for name in set(quantizer.loss_names) & OF_THE_BATCH:
+        assert len(set(together[name].tolist())) == 1
+        np.testing.assert_allclose(run(quantizer, np.concatenate([latents] * 3))["losses"][name][0], together[name][0], rtol=1e-5)
+
+
+def test_config_mirrors_the_constructor_and_rebuilds_the_layer(case):
+    quantizer = build(case)
     config = quantizer.get_config()
     arguments = {name for name in inspect.signature(type(quantizer)).parameters if name != "kwargs"}
-    assert set(config) - set(keras.layers.Layer().get_config()) == arguments
-    assert {name: config[name] for name in CASES[kind]} == CASES[kind]
-    rebuilt = type(quantizer).from_config(config)
+    assert set(config) - set(keras.layers.Layer().get_config()) == arguments and len(arguments) <= 8
+    rebuilt = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(quantizer))
     assert rebuilt.get_config() == config
-    assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(quantizer)).get_config() == config
+    assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in quantizer.weights]
 
 
-def test_functional_model_that_uses_it_survives_saving(kind, tmp_path):
+def test_functional_model_that_uses_it_survives_saving(case, tmp_path):
     latents = normal(0, 3, 4, 5, DIM)
-    quantizer = QUANTIZERS[kind](**CASES[kind], name="quantizer")
+    quantizer = build(case)
     inputs = keras.Input((None, None, DIM))
     model = keras.Model(inputs, quantizer(inputs))
     quantizer.initialise(normal(1, 90, DIM))
     run(quantizer, latents, training=True)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert_same_state(state(loaded.get_layer("quantizer")), state(quantizer))
+    assert_same(state(loaded.get_layer("quantizer")), state(quantizer))
+    # Codes that came from data are not placed anew.
+    assert loaded.get_layer("quantizer").is_initialised
     expected, outputs = model.predict(latents, verbose=0), loaded.predict(latents, verbose=0)
     np.testing.assert_array_equal(outputs["indices"], expected["indices"])
     np.testing.assert_array_equal(outputs["codes"], expected["codes"])
-    for name in quantizer.loss_names:
-        np.testing.assert_array_equal(outputs["losses"][name], expected["losses"][name])
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_under_mixed_precision_search_losses_and_statistics_stay_in_float32(kind, policy):
+def test_under_mixed_precision_search_losses_and_statistics_stay_in_float32(case, policy):
     half = policy.removeprefix("mixed_")
-    # Far from the origin, where half precision tells no two codes apart.
-    codebook = 10.5 + 0.5 * normal(5, 7, DIM)
-    mixed, full = build(kind, dtype=policy), build(kind)
-    for quantizer in (mixed, full):
-        quantizer.replace(np.arange(7), codebook)
-    assert {weight.dtype for weight in mixed.weights} == {"float32"}
-    latents = ops.cast(10.5 + 0.5 * normal(6, 40, 5, DIM), half)
+    mixed, full = build(case, dtype=policy), build(case)
+    for one, other in zip(mixed.weights, full.weights, strict=True):
+        assert one.dtype == "float32"
+        one.assign(array(other))
+    latents = ops.cast(normal(6, 40, 5, DIM), half)
     in_full = ops.cast(latents, "float32")
-    for training in (False, True):
-        outputs = mixed(latents, training=training)
-        expected = full(in_full, training=training)
+    outputs, expected = mixed(latents), full(in_full)
+    assert keras.backend.standardize_dtype(outputs["codes"].dtype) == half
+    assert all(keras.backend.standardize_dtype(values.dtype) == "float32" for values in outputs["losses"].values())
+    if mixed.depth is None:
         np.testing.assert_array_equal(array(outputs["indices"]), array(expected["indices"]))
-        assert keras.backend.standardize_dtype(outputs["codes"].dtype) == half
-        np.testing.assert_array_equal(float32(outputs["codes"]), float32(ops.cast(expected["codes"], half)))
+        np.testing.assert_allclose(float32(outputs["codes"]), float32(expected["codes"]), rtol=2e-2, atol=2e-2)
         for name in mixed.loss_names:
-            assert array(outputs["losses"][name]).dtype == np.float32
-            np.testing.assert_array_equal(array(outputs["losses"][name]), array(expected["losses"][name]))
-    assert_same_state(state(mixed), state(full))
-
-
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_latents_in_float32_are_searched_as_they_are_under_every_policy(kind, policy):
-    """Keras would round the inputs of a layer to its policy, and the call would no longer equal its two halves."""
-    quantizer = build(kind, dtype=policy)
-    latents = normal(0, 4000, 5, DIM)
-    outputs = quantizer(ops.convert_to_tensor(latents))
-    indices = quantizer.latents_to_indices(ops.convert_to_tensor(latents))
-    np.testing.assert_array_equal(array(outputs["indices"]), array(indices))
-    np.testing.assert_array_equal(float32(outputs["codes"]), float32(quantizer.indices_to_codes(indices)))
+            np.testing.assert_allclose(array(outputs["losses"][name]), array(expected["losses"][name]), rtol=1e-6)
+    else:
+        # The first level sees the same; later ones see what rounded codes left.
+        np.testing.assert_array_equal(array(outputs["indices"])[..., 0], array(expected["indices"])[..., 0])
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("latents", ["zeros", "constant", "large", "tiny"])
-def test_no_latents_make_it_nan(kind, policy, latents):
-    quantizer = build(kind, dtype=policy)
+def test_no_latents_make_it_nan(case, policy, latents):
+    quantizer = build(case, dtype=policy)
     values = {
         "zeros": np.zeros((4, 5, DIM), "float32"),
         "constant": np.full((4, 5, DIM), 0.7, "float32"),
@@ -289,228 +318,123 @@ def test_no_latents_make_it_nan(kind, policy, latents):
         outputs = quantizer(ops.convert_to_tensor(values), training=training)
         for tensor in keras.tree.flatten(outputs):
             assert np.isfinite(float32(tensor)).all()
-    assert all(np.isfinite(values).all() for values in state(quantizer).values())
+    assert all(np.isfinite(values).all() for values in state(quantizer))
 
 
-@pytest.mark.parametrize("argument, value", [("codebook_size", 1), ("commitment_weight", -0.1), ("decay", 1.0), ("decay", -0.1)])
-def test_arguments_out_of_range_are_refused_by_name(kind, argument, value):
-    with pytest.raises(ValueError, match=rf"`{argument}` must .* Received: {argument}={value}"):
-        QUANTIZERS[kind](**{**CASES[kind], argument: value})
+@pytest.mark.parametrize("values", ["zeros", "large", "tiny"])
+def test_no_gradient_is_nan(case, values):
+    latents = {"zeros": np.zeros((4, 5, DIM)), "large": normal(0, 4, 5, DIM, scale=1e4), "tiny": normal(0, 4, 5, DIM, scale=1e-8)}
+    quantizer = build(case)
+    model = Trained(quantizer, (5, DIM))
+    model.compile(optimizer=keras.optimizers.SGD(1e-6), jit_compile=False)
+    model.fit(latents[values].astype("float32"), batch_size=4, verbose=0)
+    assert np.isfinite(array(model.move)).all()
+    assert all(np.isfinite(values).all() for values in state(quantizer))
 
 
-def test_latents_of_unknown_dimension_are_refused(kind):
+def test_initialising_and_replacing_leave_a_working_quantizer(case):
+    quantizer = build(case)
+    latents = normal(0, 200, DIM)
+    quantizer.initialise(latents, random_latents, seed=1)
+    assert quantizer.is_initialised
+    for _ in range(3):
+        run(quantizer, latents[:50].reshape(10, 5, DIM), training=True)
+    for variable, rows in quantizer.replace_dead(latents, 0.9, np.random.default_rng(0)):
+        assert len(rows) and rows.max() < variable.shape[0]
+    outputs = run(quantizer, latents)
+    assert np.isfinite(outputs["codes"]).all()
+
+
+def test_an_exported_form_gives_the_same(case):
+    latents = ops.convert_to_tensor(normal(2, 30, DIM))
+    quantizer = build(case)
+    indices, codes = quantizer.latents_to_indices(latents), array(quantizer(latents)["codes"])
+    exported = quantizer.for_export()
+    np.testing.assert_array_equal(array(exported.latents_to_indices(latents)), array(indices))
+    np.testing.assert_array_equal(array(exported.indices_to_codes(indices)), codes)
+    assert exported.search_block is None
+
+
+def test_latents_of_unknown_or_unfit_dimension_are_refused(case):
+    quantizer = QUANTIZERS[case.split()[0]](**CASES[case]())
     with pytest.raises(ValueError, match="must be known"):
-        QUANTIZERS[kind](**CASES[kind]).build((None, None))
+        quantizer.build((None, None))
+    if case.split()[0] in ("finite_scalar", "symmetric_finite_scalar", "lookup_free", "binary_spherical"):
+        with pytest.raises(ValueError, match="must have 6 channels.*ProjectedQuantizer"):
+            quantizer.build((None, 5))
+    if case == "product":
+        with pytest.raises(ValueError, match="multiple of 3"):
+            quantizer.build((None, 5))
 
 
-# What happens between steps.
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: FiniteScalarQuantizer([]), "`levels` must be at least one number from 3 on"),
+        (lambda: FiniteScalarQuantizer([8, 2]), r"from 3 on. Received: levels=\[8, 2\]"),
+        (lambda: FiniteScalarQuantizer([1291, 1291, 1291]), "at most 2147483647.*product"),
+        (lambda: LookupFreeQuantizer(31), "`bits` must be in .*product.* Received: bits=31"),
+        (lambda: LookupFreeQuantizer(4, commitment_weight=-1), "`commitment_weight` must not be negative"),
+        (lambda: VectorQuantizer(4, estimator="rotate"), "`estimator` must be one of straight_through, rotation"),
+        (lambda: IndexBackpropQuantizer(1), "`codebook_size` must be at least 2"),
+        (lambda: QUANTIZERS["gumbel"](4, temperature=0.01), "`final_temperature` must be in"),
+        (lambda: QUANTIZERS["product"]([]), "`members` must be at least one"),
+        (lambda: QUANTIZERS["residual"]([VectorQuantizer(4), VectorQuantizer(5)]), "of one `codebook_size`"),
+        (lambda: QUANTIZERS["shared_residual"]([VectorQuantizer(4)] * 2, 2), "`members` must be one"),
+        (lambda: QUANTIZERS["projected"](VectorQuantizer(4), 0), "`code_dim` must be at least 1"),
+        (lambda: Entropy(temperature=0), "`temperature` must be positive"),
+        (lambda: Orthogonality(weight=-1), "`weight` must not be negative"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
-def test_initialise_places_codes_where_kmeans_would(kind):
-    """A fixed point of Lloyd's iteration: every code is the mean of the latents that are nearest to it."""
-    centres = normal(0, 7, DIM, scale=10)
-    latents = (centres[np.arange(700) % 7] + normal(1, 700, DIM, scale=0.1)).reshape(7, 10, 10, DIM)
-    quantizer = build(kind)
-    assert state(quantizer)["initialised"] == 0.0
-    quantizer.initialise(latents)
-    after = state(quantizer)
-    assert after["initialised"] == 1.0
-    flat = latents.reshape(-1, DIM)
-    owner = nearest(flat, after["codebook"])
-    for row in range(7):
-        np.testing.assert_allclose(after["codebook"][row], flat[owner == row].mean(0), atol=1e-3)
+def test_largest_indices_are_exact():
+    """Up to 2^31 - 1, which no float32 and no bfloat16 sum reaches (defects: ids in half precision, truncation)."""
+    levels = [2**15 - 1, 2**15 + 1, 2]  # 2^31 - 2 codes
+    quantizer = QUANTIZERS["symmetric_finite_scalar"](levels)
+    indices = np.array([0, 1, 2**24 + 1, 2**30 + 12345, 2**31 - 3], "int32")
+    codes = quantizer.indices_to_codes(ops.convert_to_tensor(indices))
+    digits = np.rint((array(codes).astype("float64") + 1) / 2 * (np.array(levels) - 1)).astype("int64")
+    np.testing.assert_array_equal((digits * np.cumprod([1, *levels[:-1]])).sum(-1), indices)
+    bits = LookupFreeQuantizer(30)
+    indices = np.array([0, 2**24 + 1, 2**30 - 1], "int32")
+    signs = bits.indices_to_codes(ops.convert_to_tensor(indices))
+    np.testing.assert_array_equal(array(bits.latents_to_indices(signs)), indices)
 
 
-def test_initialise_follows_from_latents_and_seed(kind):
-    latents = normal(0, 90, DIM)
-    codebooks = []
-    for seed in (3, 3, 4):
-        quantizer = build(kind, seed=len(codebooks))
-        quantizer.initialise(latents, seed)
-        codebooks.append(state(quantizer)["codebook"])
-    np.testing.assert_array_equal(codebooks[0], codebooks[1])
-    assert (codebooks[0] != codebooks[2]).any()
+def test_rotation_turns_the_gradient_as_the_latent_is_turned():
+    """angle(gradient, code) = angle(what arrives, latent), and its length grows by |code| / |latent|."""
+    latents, codes, weights = normal(0, 5, DIM), normal(1, 5, DIM), normal(2, 5, DIM)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.move = self.add_weight(shape=latents.shape, initializer="zeros")
+
+        def call(self, inputs):
+            return ops.sum(rotate(ops.add(inputs, self.move), ops.convert_to_tensor(codes)) * ops.convert_to_tensor(weights))
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return y_pred
+
+    model = Model()
+    model.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
+    model.fit(latents, batch_size=5, shuffle=False, verbose=0)
+    gradient = -array(model.move).astype("float64")
+
+    def cosine(one, other):
+        return (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+
+    np.testing.assert_allclose(cosine(gradient, latents), cosine(weights, codes), atol=1e-5)
+    ratio = np.linalg.norm(codes, axis=-1) / np.linalg.norm(latents, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(gradient, axis=-1), ratio * np.linalg.norm(weights, axis=-1), rtol=1e-5)
 
 
-def test_initialise_from_fewer_latents_than_codes_gives_distinct_codes(kind):
-    latents = normal(0, 3, DIM)
-    quantizer = build(kind)
-    quantizer.initialise(latents)
-    codebook = state(quantizer)["codebook"]
-    assert len(np.unique(codebook, axis=0)) == 7
-    assert np.abs(codebook[:, None] - latents).max(-1).min(1).max() < 0.01
-
-
-def test_initialise_from_latents_that_are_all_equal_gives_finite_codes(kind):
-    quantizer = build(kind)
-    quantizer.initialise(np.full((20, DIM), 0.5, "float32"))
-    np.testing.assert_allclose(state(quantizer)["codebook"], 0.5, atol=1e-3)
-
-
-def test_initialise_refuses_what_is_not_finite(kind):
-    for latents in (np.full((9, DIM), np.nan, "float32"), np.zeros((0, DIM), "float32")):
-        with pytest.raises(ValueError, match="finite"):
-            build(kind).initialise(latents)
-
-
-def test_dead_codes_are_those_used_less_than_a_share_of_the_mean(kind):
-    quantizer = build(kind)
-    counts = np.array([0.0, 10.0, 0.09, 0.11, 10.0, 0.2, 49.6], "float32")  # of mean 10
-    for scale in (1.0, 1000.0):
-        quantizer.counts.assign(scale * counts)
-        np.testing.assert_array_equal(quantizer.dead_codes(0.01), [0, 2])
-        np.testing.assert_array_equal(quantizer.dead_codes(0.03), [0, 2, 3, 5])
-        np.testing.assert_array_equal(quantizer.dead_codes(0.0), [])
-
-
-def test_replaced_codes_are_alive_and_the_others_untouched(kind):
-    quantizer = build(kind)
-    for step in range(5):
-        run(quantizer, normal(step, 4, 5, DIM) + 3.0, training=True)
-    before = state(quantizer)
-    rows, codes = np.array([1, 4]), normal(9, 2, DIM)
-    quantizer.replace(rows, codes)
-    after = state(quantizer)
-    np.testing.assert_array_equal(after["codebook"][rows], codes)
-    np.testing.assert_allclose(after["counts"][rows], before["counts"].mean(), rtol=1e-6)
-    others = np.array([0, 2, 3, 5, 6])
-    np.testing.assert_array_equal(after["codebook"][others], before["codebook"][others])
-    np.testing.assert_array_equal(after["counts"][others], before["counts"][others])
-    assert not {*rows} & {*quantizer.dead_codes(0.3)}
-
-
-def test_statistics_count_how_often_a_step_used_each_code(kind):
-    quantizer = build(kind)
-    decay, expected = CASES[kind]["decay"], np.ones(7)
-    for step in range(4):
-        indices = run(quantizer, normal(step, 4, 5, DIM), training=True)["indices"]
-        expected = decay * expected + (1 - decay) * np.bincount(indices.ravel(), minlength=7)
-        np.testing.assert_allclose(state(quantizer)["counts"], expected, rtol=1e-5)
-
-
-def test_first_codes_are_distinct_at_any_size(kind):
-    codebook = state(build(kind, codebook_size=4096))["codebook"]
-    squares = np.sort(np.square(codebook[:64, None].astype("float64") - codebook).sum(-1), -1)
-    assert squares[:, 1].min() > 1e-3
-    np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1).mean(), 1.0, atol=0.1)
-
-
-# `vector` alone.
-
-
-def test_vector_losses_and_their_gradients_equal_the_paper():
-    """Equation 3 with means: mean (sg[z] - e)^2 moves codes, beta mean (z - sg[e])^2 moves latents."""
-    latents = normal(0, 4, 5, DIM)
-    quantizer = build("vector")
-    codebook = state(quantizer)["codebook"].astype("float64")
-    indices = nearest(latents, codebook)
-    difference = codebook[indices] - latents
-    np.testing.assert_allclose(run(quantizer, latents)["losses"]["codebook"], np.mean(difference**2, (1, 2)), rtol=1e-5)
-    expected = np.zeros_like(codebook)
-    np.add.at(expected, indices, 2 * difference / latents.size)
-    descend(quantizer, latents)
-    # One step of SGD(1): without beta, which is the commitment's.
-    np.testing.assert_allclose(codebook - state(quantizer)["codebook"], expected, atol=1e-6)
-
-
-def test_vector_gradient_does_not_grow_with_the_batch():
-    latents = normal(0, 4, 5, DIM)
-    once, often = build("vector"), build("vector")
-    descend(once, latents)
-    descend(often, np.concatenate([latents] * 5))
-    np.testing.assert_allclose(state(often)["codebook"], state(once)["codebook"], atol=1e-6)
-
-
-# `ema_vector` alone.
-
-
-def test_ema_codebook_equals_its_definition():
-    quantizer = build("ema_vector")
-    gamma = CASES["ema_vector"]["decay"]
-    codebook = state(quantizer)["codebook"].astype("float64")
-    counts, sums = np.ones(7), codebook.copy()
-    np.testing.assert_array_equal(state(quantizer)["sums"], state(quantizer)["codebook"])
-    for step in range(5):
-        latents = normal(step, 4, 5, DIM)
-        indices = nearest(latents, codebook)
-        moment = np.zeros((7, DIM))
-        np.add.at(moment, indices, latents)
-        counts = gamma * counts + (1 - gamma) * np.bincount(indices.ravel(), minlength=7)
-        sums = gamma * sums + (1 - gamma) * moment
-        codebook = sums / counts[:, None]
-        run(quantizer, latents, training=True)
-        after = state(quantizer)
-        np.testing.assert_allclose(after["counts"], counts, rtol=1e-5)
-        np.testing.assert_allclose(after["sums"], sums, atol=1e-5)
-        np.testing.assert_allclose(after["codebook"], codebook, atol=1e-5)
-
-
-def test_ema_codebook_has_no_gradient_and_no_codebook_loss():
-    quantizer = build("ema_vector")
-    assert quantizer.trainable_weights == [] and quantizer.loss_names == ("commitment",)
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_unused_ema_codes_stay_where_they_are(decay):
-    """Nor do they explode, collapse to zero at the first update, or drift to the origin: after 1,000 steps, still there."""
-    quantizer = build("ema_vector", decay=decay)
-    before = state(quantizer)["codebook"]
-    # One latent: PyTorch would share more between threads, and take long where others use the processor.
-    latents = before[2:3] + 0.1
-    index = run(quantizer, latents)["indices"][0]
-    tensors = ops.convert_to_tensor(latents), ops.convert_to_tensor(np.array([index]))
-    for step in range(1, 1001):
-        quantizer.update_statistics(*tensors)
-        if step in (1, 100, 1000):
-            after = state(quantizer)["codebook"]
-            unused = np.arange(7) != index
-            np.testing.assert_allclose(after[unused], before[unused], rtol=1e-4)
-    np.testing.assert_allclose(after[index], latents[0], atol=1e-3)
-    # One that is hit at last goes there at once, from wherever it was.
-    again = ops.convert_to_tensor(np.array([(index + 1) % 7]))
-    quantizer.update_statistics(tensors[0], again)
-    assert decay > 0.5 or np.abs(state(quantizer)["codebook"][(index + 1) % 7] - latents[0]).max() < 1e-3
-    assert np.isfinite(state(quantizer)["codebook"]).all()
-
-
-def test_ema_sums_belong_to_the_codes_after_replacing_and_initialising():
-    quantizer = build("ema_vector")
-    for step in range(3):
-        run(quantizer, normal(step, 4, 5, DIM), training=True)
-    quantizer.replace(np.array([2, 5]), normal(9, 2, DIM))
-    after = state(quantizer)
-    np.testing.assert_allclose(after["sums"], after["counts"][:, None] * after["codebook"], rtol=1e-6)
-    quantizer.initialise(normal(1, 90, DIM))
-    after = state(quantizer)
-    np.testing.assert_allclose(after["sums"], after["counts"][:, None] * after["codebook"], rtol=1e-6)
-    # A step without a latent for a code leaves it there.
-    quantizer.update_statistics(ops.convert_to_tensor(after["codebook"][:1]), ops.zeros((1,), "int32"))
-    np.testing.assert_allclose(state(quantizer)["codebook"][1:], after["codebook"][1:], rtol=1e-5)
-
-
-# k-means.
-
-
-def test_kmeans_lowers_the_error_of_a_random_sample():
-    vectors = normal(0, 500, 4)
-    centres = kmeans(vectors, 8, seed=1)
-    assert centres.shape == (8, 4) and centres.dtype == np.float32
-    sample = vectors[np.random.default_rng(1).choice(500, 8, replace=False)]
-
-    def error(codes):
-        return np.square(vectors - codes[nearest(vectors, codes)]).sum(-1).mean()
-
-    assert error(centres) < 0.8 * error(sample)
-    # Nearly a fixed point.
-    assert error(kmeans(vectors, 8, seed=1, iterations=200)) > 0.97 * error(centres)
-
-
-def test_kmeans_leaves_its_input_alone():
-    vectors = normal(0, 50, 4)
-    before = vectors.copy()
-    kmeans(vectors, 8)
-    np.testing.assert_array_equal(vectors, before)
-
-
-def test_members_are_what_their_names_say():
-    assert QUANTIZERS == {"vector": VectorQuantizer, "ema_vector": EMAVectorQuantizer}
+def test_kmeans_plus_plus_finds_well_parted_clusters():
+    centres = 100 * normal(0, 20, 4)
+    vectors = (centres[np.arange(400) % 20] + normal(1, 400, 4)).astype("float32")
+    found = kmeans(vectors, 20, seed=0)
+    assert np.abs(found[:, None] - centres).max(-1).min(0).max() < 1.5

@@ -44,19 +44,17 @@ class Exporter:
 def build_parts(tokenizer: Tokenizer) -> dict[str, Part]:
     """The parts by name, called once each, since some exporters only take a model that was."""
     model, config = tokenizer.model, tokenizer.config
-    model.quantizer.search_block = None
+    quantizer = model.quantizer.for_export()
     side, channels = config.images.crop, config.images.channels
     image_shape = (None, side, side, channels)
-    grid_shape = (None, *config.grids[0].shape)
+    grid_shape = (None, *config.grids[0].shape, *([quantizer.depth] if quantizer.depth else []))
     parts = {
-        "encoder": Part(
-            ImageEncoder(model.encoder, model.quantizer, name="image_encoder"), "images", "indices", image_shape, "uint8"
-        ),
+        "encoder": Part(ImageEncoder(model.encoder, quantizer, name="image_encoder"), "images", "indices", image_shape, "uint8"),
         "decoder": Part(
-            ImageDecoder(model.quantizer, model.decoder, name="image_decoder"), "indices", "reconstruction", grid_shape, "int32"
+            ImageDecoder(quantizer, model.decoder, name="image_decoder"), "indices", "reconstruction", grid_shape, "int32"
         ),
         "autoencoder": Part(
-            ImageAutoencoder(model.encoder, model.quantizer, model.decoder, name="image_autoencoder"),
+            ImageAutoencoder(model.encoder, quantizer, model.decoder, name="image_autoencoder"),
             "images",
             "reconstruction",
             image_shape,

@@ -1,4 +1,4 @@
-"""What quantizers with one codebook and a nearest-neighbour search share: the search, its inverse, and code statistics."""
+"""What quantizers with one learnt codebook and a nearest-neighbour search share: the search, its inverse, code statistics."""
 
 from typing import Any
 
@@ -6,47 +6,55 @@ import keras
 import numpy as np
 from keras import ops
 
-from kvq.ops import SEARCH_BLOCK, Tensor, code_counts, gather_codes, nearest_code, straight_through
+from kvq.ops import Tensor, code_counts, gather_codes, mean_per_image, nearest_code
+from kvq.quantizers.estimators import ESTIMATORS
 from kvq.quantizers.initialisers import kmeans
+from kvq.quantizers.quantizer import Quantizer, check_range, known_dim
 
 
-class CodebookQuantizer(keras.layers.Layer):
+class CodebookQuantizer(Quantizer):
     """Base of the nearest-neighbour quantizers. A member says what its loss terms are and how its codebook learns.
 
     Weights: `codebook` (codebook_size, latent_dim); `counts` (codebook_size,), the running mean of how many latents of a
     step fell to each code; `initialised`, a scalar, 1 once the codebook came from data. All float32 under every dtype policy.
+    Where `trainable` is False, nothing of it moves in training.
 
     Args:
         codebook_size: Number of codes k, at least 2.
         commitment_weight: Weight of the pull of latents towards their code (beta), not negative.
         decay: Fraction of the running means kept per step, in [0, 1). 0.99 averages about 100 steps.
+        estimator: How the gradient passes the choice, a name of `estimators.ESTIMATORS`.
+        regularisers: Further loss terms, members of `regularisers`.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    loss_names: tuple[str, ...] = ()
     codebook_is_trainable = False
-    # Distances held at once; exporters set None, since a loop over a batch of unknown size does not convert.
-    search_block: int | None = SEARCH_BLOCK
 
-    def __init__(self, codebook_size: int, commitment_weight: float = 0.25, decay: float = 0.99, **kwargs: Any):
-        # Keras would otherwise round the latents to the policy's type before they get here.
-        super().__init__(autocast=False, **kwargs)
-        if codebook_size < 2:
-            raise ValueError(f"`codebook_size` must be at least 2. Received: codebook_size={codebook_size}.")
-        if commitment_weight < 0:
-            raise ValueError(f"`commitment_weight` must not be negative. Received: commitment_weight={commitment_weight}.")
-        if not 0 <= decay < 1:
-            raise ValueError(f"`decay` must be in [0, 1). Received: decay={decay}.")
+    def __init__(
+        self,
+        codebook_size: int,
+        commitment_weight: float = 0.25,
+        decay: float = 0.99,
+        estimator: str = "straight_through",
+        regularisers: Any = (),
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        check_range("codebook_size", codebook_size, codebook_size >= 2, "be at least 2")
+        check_range("commitment_weight", commitment_weight, commitment_weight >= 0, "not be negative")
+        check_range("decay", decay, 0 <= decay < 1, "be in [0, 1)")
+        check_range("estimator", estimator, estimator in ESTIMATORS, f"be one of {', '.join(ESTIMATORS)}")
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
         self.decay = decay
+        self.estimator = estimator
+        self.regularisers = tuple(regularisers)
+        self.loss_names = (*type(self).loss_names, *(name for member in self.regularisers for name in member.loss_names))
 
     def build(self, latents_shape: tuple[int | None, ...]) -> None:
-        latent_dim = latents_shape[-1]
-        if latent_dim is None:
-            raise ValueError(f"The last axis of the latents, their dimension, must be known. Received: shape={latents_shape}.")
+        latent_dim = known_dim(latents_shape)
         # Codes of about unit norm: distinct at any codebook size, unlike the customary uniform(-1/k, 1/k).
         self.codebook_initializer = keras.initializers.RandomNormal(stddev=latent_dim**-0.5)
         self.codebook = self.add_weight(
@@ -60,24 +68,34 @@ class CodebookQuantizer(keras.layers.Layer):
         self.counts = self._add_statistic("counts", (self.codebook_size,), "ones")
         self.initialised = self._add_statistic("initialised", (), "zeros")
 
-    def _add_statistic(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
-        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False, dtype="float32", autocast=False)
-
     def call(self, latents: Tensor, training: bool = False) -> dict[str, Any]:
         # Distances, losses and statistics in float32 whatever the policy: rounding to bfloat16 changes most indices.
-        latents = ops.cast(latents, "float32")
-        indices = nearest_code(latents, self.codebook, self.search_block)
-        codes = gather_codes(self.codebook, indices)
+        latents = self.comparable(latents)
+        codebook = self.codes()
+        indices = nearest_code(latents, codebook, self.search_block)
+        codes = gather_codes(codebook, indices)
         losses = self.loss_terms(latents, codes)
-        if training:
+        for regulariser in self.regularisers:
+            # A copy: PyTorch changes weights in place, while the gradient still needs these values.
+            losses |= regulariser.loss_terms(latents, codebook * 1.0)
+        if training and self.trainable:
             # Last, so that codes, indices and losses all belong to the codebook as it was before the call.
             self.update_statistics(ops.stop_gradient(latents), indices)
-        codes = ops.cast(straight_through(latents, codes), self.compute_dtype)
+        codes = ops.cast(ESTIMATORS[self.estimator](latents, codes), self.compute_dtype)
         return {"codes": codes, "indices": indices, "losses": losses}
+
+    def comparable(self, latents: Tensor) -> Tensor:
+        """Latents in float32, in the form in which they are compared with the codes."""
+        return ops.cast(latents, "float32")
+
+    def codes(self) -> Tensor:
+        """All codes as they are compared with latents and given to the decoder: float32 (codebook_size, latent_dim)."""
+        return ops.convert_to_tensor(self.codebook)
 
     def loss_terms(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Weighted loss terms (batch,) by name, from float32 latents and their codes, both (batch, ..., latent_dim)."""
-        raise NotImplementedError
+        commitment = mean_per_image(ops.square(latents - ops.stop_gradient(codes)))
+        return {"commitment": self.commitment_weight * commitment}
 
     def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
         """Moves the running means by one step's latents (batch, ..., latent_dim) and indices (batch, ...)."""
@@ -87,26 +105,32 @@ class CodebookQuantizer(keras.layers.Layer):
         return self.decay * mean + (1.0 - self.decay) * value
 
     def latents_to_indices(self, latents: Tensor) -> Tensor:
-        """int32 indices (batch, ...) of latents (batch, ..., latent_dim)."""
-        return nearest_code(latents, self.codebook, self.search_block)
+        return nearest_code(self.comparable(latents), self.codes(), self.search_block)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Codes (batch, ..., latent_dim) of int32 indices (batch, ...), which must lie in [0, codebook_size)."""
-        return ops.cast(gather_codes(self.codebook, indices), self.compute_dtype)
+        return ops.cast(gather_codes(self.codes(), indices), self.compute_dtype)
 
-    # Between steps, on the host: see kvq.callbacks.
+    # Between steps.
 
-    def initialise(self, latents: np.ndarray, seed: int = 0) -> None:
-        """Places the codes by k-means on latents (..., latent_dim), and remembers that they were placed.
+    @property
+    def is_initialised(self) -> bool:
+        return bool(ops.convert_to_numpy(self.initialised))
+
+    def initialise(self, latents: np.ndarray, place: Any = kmeans, seed: int = 0) -> None:
+        """Places the codes on latents (..., latent_dim), and remembers that they were placed.
 
         Source: Lancucki et al. 2020, arXiv:2005.08520, section 3, who found data-dependent codes to be used more evenly.
         """
-        codes = kmeans(np.asarray(latents, "float32").reshape(-1, self.codebook.shape[-1]), self.codebook_size, seed)
+        vectors = ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(np.asarray(latents, "float32"))))
+        codes = place(np.asarray(vectors).reshape(-1, vectors.shape[-1]), self.codebook_size, seed)
         self.replace(np.arange(self.codebook_size), codes)
         self.initialised.assign(1.0)
 
     def replace(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        """Puts codes (n, latent_dim) into the given rows (n,) of the codebook, each as if used as often as the mean code."""
+        """Puts codes (n, latent_dim) into the given rows (n,) of the codebook, each as if used as often as the mean code.
+
+        From there an unused code takes log(threshold) / log(decay) steps to be dead again, 349 at the defaults: its cool-down.
+        """
         self.codebook.assign(_with_rows(self.codebook, rows, codes))
         counts = ops.convert_to_numpy(self.counts)
         self.counts.assign(_with_rows(self.counts, rows, counts.mean()))
@@ -116,13 +140,28 @@ class CodebookQuantizer(keras.layers.Layer):
         counts = ops.convert_to_numpy(self.counts)
         return np.flatnonzero(counts < threshold * counts.mean())
 
+    def replace_dead(self, latents: np.ndarray, threshold: float, rng: np.random.Generator) -> list[tuple[Any, np.ndarray]]:
+        rows = self.dead_codes(threshold)
+        if not len(rows) or not self.trainable:
+            return []
+        vectors = np.asarray(ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(latents))))
+        self.replace(rows, vectors[rng.choice(len(vectors), len(rows), replace=len(vectors) < len(rows))])
+        return [(self.codebook, rows)]
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "codebook_size": self.codebook_size,
             "commitment_weight": self.commitment_weight,
             "decay": self.decay,
+            "estimator": self.estimator,
+            "regularisers": [keras.saving.serialize_keras_object(member) for member in self.regularisers],
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CodebookQuantizer":
+        members = [keras.saving.deserialize_keras_object(member) for member in config.get("regularisers", ())]
+        return cls(**{**config, "regularisers": members})
 
 
 def _with_rows(weight: Any, rows: np.ndarray, values: np.ndarray | float) -> np.ndarray:

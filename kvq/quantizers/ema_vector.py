@@ -1,12 +1,10 @@
 """Vector quantizer with a codebook of moving averages. van den Oord et al. 2017, arXiv:1711.00937, appendix A.1."""
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
-from kvq.ops import Tensor, code_sums, mean_per_image
+from kvq.ops import Tensor, code_sums
 from kvq.quantizers.codebook_quantizer import CodebookQuantizer
 
 # Below this many latents a step the ratio of the two averages says nothing more: the code stays where it is.
@@ -25,6 +23,8 @@ class EMAVectorQuantizer(CodebookQuantizer):
         codebook_size: Number of codes k, at least 2.
         commitment_weight: Weight of the pull of latents towards their code (beta).
         decay: Fraction of the running averages kept per step (gamma), in [0, 1). 0.99 averages about 100 steps.
+        estimator: How the gradient passes the choice: straight_through or rotation.
+        regularisers: Further loss terms, members of `kvq.quantizers.regularisers`.
 
     Call arguments:
         latents: Float tensor (batch, ..., latent_dim).
@@ -38,7 +38,9 @@ class EMAVectorQuantizer(CodebookQuantizer):
         ValueError: If an argument is out of its range.
 
     Source: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1. Differs: starts from N_j = 1, m_j = e_j; a code whose
-    N_j fell below 0.001 stays where it is. No Laplace smoothing, which draws rare codes to the origin.
+    N_j fell below 0.001 stays where it is. No Laplace smoothing, which draws rare codes to the origin. In
+    vector-quantize-pytorch, `VectorQuantize(rotation_trick=False, commitment_weight=0.25, decay=0.99)` (its defaults: True, 1,
+    0.8), which smooths the counts by `eps`.
     """
 
     loss_names = ("commitment",)
@@ -48,16 +50,15 @@ class EMAVectorQuantizer(CodebookQuantizer):
         # The same initializer gives the same values again: m_j = e_j, as N_j = 1.
         self.sums = self._add_statistic("sums", tuple(self.codebook.shape), self.codebook_initializer)
 
-    def loss_terms(self, latents: Tensor, codes: Tensor) -> dict[str, Any]:
-        commitment = mean_per_image(ops.square(latents - ops.stop_gradient(codes)))
-        return {"commitment": self.commitment_weight * commitment}
-
     def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
         super().update_statistics(latents, indices)
         self.sums.assign(self._moved(self.sums, code_sums(latents, indices, self.codebook_size)))
         counts = ops.expand_dims(ops.convert_to_tensor(self.counts), -1)
-        means = ops.divide(self.sums, ops.maximum(counts, _FEWEST))
-        self.codebook.assign(ops.where(counts > _FEWEST, means, ops.convert_to_tensor(self.codebook)))
+        self.codebook.assign(ops.where(counts > _FEWEST, self._means(counts), ops.convert_to_tensor(self.codebook)))
+
+    def _means(self, counts: Tensor) -> Tensor:
+        """The codes that the averages give, of counts (codebook_size, 1)."""
+        return ops.divide(self.sums, ops.maximum(counts, _FEWEST))
 
     def replace(self, rows: np.ndarray, codes: np.ndarray) -> None:
         super().replace(rows, codes)

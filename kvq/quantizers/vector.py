@@ -21,6 +21,8 @@ class VectorQuantizer(CodebookQuantizer):
         codebook_size: Number of codes k, at least 2.
         commitment_weight: Weight of the pull of latents towards their code (beta).
         decay: Fraction of the running usage counts kept per step, in [0, 1). They only serve to find dead codes.
+        estimator: How the gradient passes the choice: straight_through or rotation.
+        regularisers: Further loss terms, members of `kvq.quantizers.regularisers`.
 
     Call arguments:
         latents: Float tensor (batch, ..., latent_dim).
@@ -34,7 +36,9 @@ class VectorQuantizer(CodebookQuantizer):
         ValueError: If an argument is out of its range.
 
     Source: van den Oord et al. 2017, arXiv:1711.00937, equation 3. Differs: means instead of sums over positions and
-    channels, so that `commitment_weight` does not depend on the size of the grid.
+    channels, so that `commitment_weight` does not depend on the size of the grid. vector-quantize-pytorch does the same with
+    `learnable_codebook=True, ema_update=False, rotation_trick=False, commitment_weight=0.25, decay=0.99,
+    in_place_codebook_optimizer=None`; there the codebook's term has weight 1, too.
     """
 
     loss_names = ("codebook", "commitment")
@@ -42,5 +46,4 @@ class VectorQuantizer(CodebookQuantizer):
 
     def loss_terms(self, latents: Tensor, codes: Tensor) -> dict[str, Any]:
         codebook = mean_per_image(ops.square(ops.stop_gradient(latents) - codes))
-        commitment = mean_per_image(ops.square(latents - ops.stop_gradient(codes)))
-        return {"codebook": codebook, "commitment": self.commitment_weight * commitment}
+        return {"codebook": codebook, **super().loss_terms(latents, codes)}
