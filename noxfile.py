@@ -21,7 +21,8 @@ def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
     """Run the tests on `backend`, against the installed kvq."""
     # JAX' ONNX exporter brings jax along, so it is tested on JAX alone.
     extras = f"{backend},test,onnx" if backend == "jax" else f"{backend},test"
-    install(session, f".[{extras}]")
+    # The tests compare with it where its backend is.
+    install(session, f".[{extras}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
     # The safe path keeps the checkout out of sys.path in the processes that tests start, too.
     session.run("pytest", *arguments, *session.posargs, env={"KERAS_BACKEND": backend, "PYTHONSAFEPATH": "1"})
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from kvq.errors import ConfigError
 from kvq.quantizer_config import QuantizerConfig as QuantizerConfig
-from kvq.quantizer_config import Section as Section
+from kvq.quantizer_sections import Section as Section
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
