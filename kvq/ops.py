@@ -14,6 +14,9 @@ _FAST_ARGMIN = backends.argmin_is_fast(keras.backend.backend())
 
 # Distances that a search holds at once: 8 MB stay in a processor's cache, where passing over them again costs little.
 SEARCH_BLOCK = 2**21
+_CODES_AT_ONCE = 2**14
+# Blocks that a graph spells out one by one; more become a loop.
+_UNROLLED = 16
 
 
 def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_BLOCK) -> Tensor:
@@ -22,7 +25,8 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     Args:
         latents: Float tensor (..., latent_dim).
         codebook: Float tensor (codebook_size, latent_dim).
-        block: How many distances are held at once, where the number of latents is known; None for all.
+        block: How many distances are held at once; None for all, without a loop. Where the batch is of unknown size, as in
+            TensorFlow's graphs, a block is at least an image, or all if images are small.
 
     Returns:
         int32 tensor (...) in [0, codebook_size), through which no gradient goes. Of equally near codes the lowest index. A
@@ -34,13 +38,47 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     # a last coordinate that is 1 in every latent: one pass less over all distances.
     latents = ops.concatenate([latents, ops.ones_like(latents[..., :1])], axis=-1)
     codes = ops.transpose(ops.concatenate([-2.0 * codebook, ops.sum(ops.square(codebook), axis=-1, keepdims=True)], axis=-1))
-    positions = latents.shape[:-1]
-    rows = max(block // codes.shape[1], 1) if block else None
-    if rows is None or any(not isinstance(size, int) for size in positions) or math.prod(positions) <= rows:
+    positions, codebook_size = latents.shape[:-1], codes.shape[1]
+    if block is None:
         return lowest(ops.matmul(latents, codes))
-    latents = ops.reshape(latents, (-1, latents.shape[-1]))
-    parts = [lowest(ops.matmul(latents[start : start + rows], codes)) for start in range(0, latents.shape[0], rows)]
-    return ops.reshape(ops.concatenate(parts), positions)
+    if positions and all(isinstance(size, int) for size in positions):
+        flat = ops.reshape(latents, (-1, latents.shape[-1]))
+        return ops.reshape(_nearest_in_blocks(flat, codes, max(block // min(codebook_size, _CODES_AT_ONCE), 1)), positions)
+    inside = positions[1:]
+    if inside and all(isinstance(size, int) for size in inside) and math.prod(inside) * codebook_size * _UNROLLED > block:
+        rows = max(block // min(codebook_size, _CODES_AT_ONCE), 1)
+        image_shape = (-1, latents.shape[-1])
+        indices = ops.map(lambda image: _nearest_in_blocks(ops.reshape(image, image_shape), codes, rows), latents)
+        return ops.reshape(indices, (-1, *inside))
+    return lowest(ops.matmul(latents, codes))
+
+
+def _nearest_in_blocks(latents: Tensor, codes: Tensor, rows: int) -> Tensor:
+    """Indices (n,) for latents (n, d), `rows` of them at once; n is known."""
+    count = latents.shape[0]
+    blocks = -(-count // rows)
+    if blocks == 1:
+        return _nearest_in_parts(latents, codes)
+    if blocks <= _UNROLLED:
+        parts = [_nearest_in_parts(latents[start : start + rows], codes) for start in range(0, count, rows)]
+        return ops.concatenate(parts)
+    padded = ops.pad(latents, ((0, blocks * rows - count), (0, 0)))
+    parts = ops.map(lambda part: _nearest_in_parts(part, codes), ops.reshape(padded, (blocks, rows, latents.shape[1])))
+    return ops.reshape(parts, (-1,))[:count]
+
+
+def _nearest_in_parts(latents: Tensor, codes: Tensor) -> Tensor:
+    """Indices (n,) for latents (n, d), some of the codes (d, k) at once."""
+    if codes.shape[1] <= _CODES_AT_ONCE:
+        return lowest(ops.matmul(latents, codes))
+    best, indices = None, None
+    for start in range(0, codes.shape[1], _CODES_AT_ONCE):
+        distances = ops.matmul(latents, codes[:, start : start + _CODES_AT_ONCE])
+        low, position = ops.min(distances, axis=-1), lowest(distances) + start
+        # Only what is nearer replaces, so that of equals the first stays.
+        indices = position if best is None else ops.where(low < best, position, indices)
+        best = low if best is None else ops.minimum(low, best)
+    return indices
 
 
 def lowest(distances: Tensor) -> Tensor:

@@ -123,6 +123,25 @@ def test_search_in_blocks_equals_the_search_at_once(rng, block):
     assert at_once.shape == (5, 7, 9)
 
 
+def test_search_over_parts_of_a_large_codebook_equals_the_search_at_once(rng, monkeypatch):
+    monkeypatch.setattr(kvq_ops, "_CODES_AT_ONCE", 16)
+    latents, codebook = (rng.integers(-3, 4, shape).astype("float32") for shape in ((60, 4), (40, 4)))
+    at_once = array(nearest_code(latents, codebook, block=None))
+    for block in (16, 320, 10**6):
+        np.testing.assert_array_equal(array(nearest_code(latents, codebook, block=block)), at_once)
+
+
+@pytest.mark.parametrize("block", [64, 10**6])
+def test_search_in_a_batch_of_unknown_size(rng, block):
+    """As TensorFlow sees it in training: by image where images are large, at once where they are small."""
+    codebook = rng.integers(-3, 4, (40, 4)).astype("float32")
+    inputs = keras.Input((3, 5, 4))
+    search = keras.layers.Lambda(lambda z: nearest_code(z, codebook, block), output_shape=(3, 5), dtype="float32")
+    model = keras.Model(inputs, search(inputs))
+    latents = rng.integers(-3, 4, (7, 3, 5, 4)).astype("float32")
+    np.testing.assert_array_equal(model.predict(latents, verbose=0, batch_size=4), array(nearest_code(latents, codebook, None)))
+
+
 def test_both_ways_to_find_the_lowest_agree(rng, monkeypatch):
     """One way a backend; the other must mean the same, since exports and other backends take it."""
     distances = rng.integers(0, 9, (50, 3, 40)).astype("float32")

@@ -1,0 +1,49 @@
+"""Code and configurations that the documentation shows, run as they stand."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+
+from kvq.config import load_config, parse_config
+from kvq.quantizer_config import describe_quantizers
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / file).read_text("utf-8"), re.DOTALL)
+
+
+def test_the_example_of_a_model_of_ones_own_learns() -> None:
+    (example,) = blocks("quantizers.md", "python")
+    names: dict = {}
+    exec(compile(example, "docs/quantizers.md", "exec"), names)
+    model, rng = names["model"], np.random.default_rng(0)
+    inputs = (rng.normal(size=(256, 3)) @ rng.normal(size=(3, 12))).astype("float32")
+    losses = model.fit(inputs, inputs, epochs=40, batch_size=32, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    # More than the error alone: the commitment was added.
+    error = np.mean(np.square(np.asarray(model.predict(inputs, verbose=0)) - inputs))
+    assert float(model.evaluate(inputs, inputs, verbose=0)) > error * 1.001
+
+
+def test_the_shown_section_is_one_that_a_configuration_takes() -> None:
+    (section,) = blocks("quantizers.md", "toml")
+    values = tomllib.loads(load_config("fashion_mnist_mini").to_toml()) | tomllib.loads(section)
+    import tomli_w
+
+    assert parse_config(tomli_w.dumps(values), "docs/quantizers.md").quantizer.codebook_size == 256
+
+
+def test_every_quantizer_is_explained() -> None:
+    text = (DOCS / "quantizers.md").read_text("utf-8")
+    for described in describe_quantizers():
+        assert f"`{described['kind']}`" in text
+
+
+def test_links_lead_somewhere() -> None:
+    for file in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text("utf-8")):
+            assert target.startswith("https://") or (file.parent / target).exists(), f"{file.name}: {target}"
