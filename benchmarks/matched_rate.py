@@ -77,9 +77,10 @@ def report(results: dict[str, list[dict[str, float]]], steps: int, data: str, le
     lines = [
         "# Quantizers at the same rate",
         "",
-        f"`{data}`, `plain`, 7x7 positions of 8 bits (392 bits an image), {steps} steps of 128 images, Adam at {learning_rate:g} with a",
-        f"cosine; {seeds} seeds: mean and, in brackets, the smallest and the largest. First 2,000 test images (or all there are). Made",
-        "by `python benchmarks/matched_rate.py`. So few steps say which quantizer learns quickly, not which one is best in the end.",
+        f"`{data}`, `plain`, 7x7 positions of 8 bits (392 bits an image), {steps} steps of 128 images, Adam at",
+        f"{learning_rate:g} with a cosine; {seeds} seeds: mean and, in brackets, the smallest and the largest. First 2,000 test",
+        "images, or all there are. Made by `python benchmarks/matched_rate.py`. So few steps say which quantizer learns quickly, not",
+        "which is best in the end.",
         "",
         "| quantizer | PSNR in dB | SSIM | usage | perplexity | ms a step |",
         "|---|---|---|---|---|---|",

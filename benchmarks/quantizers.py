@@ -2,10 +2,10 @@
 
     python benchmarks/quantizers.py --python jax=PYTHON --python tensorflow=PYTHON --python torch=PYTHON
 
-16,384 latents of 64 channels, one process per cell, cells in turn for some rounds. Prints a Markdown table: medians, how many times
-faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process holds at most
-above what it held before the first pass. `--memory` instead shows how that grows with the number of codes at 16 channels. Without `--python`, every
-contender runs on the Python that runs this; give one with the backend for each where they live apart.
+16,384 latents of 64 channels, one process per cell, cells in turn for some rounds. Prints a Markdown table: medians, how many
+times faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process holds
+at most above what it held before the first pass. `--memory` instead shows how that grows with the number of codes at 16 channels.
+Without `--python`, every contender runs on the Python that runs this; give one for each backend where they live apart.
 """
 
 import argparse
