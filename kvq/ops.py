@@ -63,8 +63,14 @@ def _nearest_in_blocks(latents: Tensor, codes: Tensor, rows: int) -> Tensor:
         parts = [_nearest_in_parts(latents[start : start + rows], codes) for start in range(0, count, rows)]
         return ops.concatenate(parts)
     padded = ops.pad(latents, ((0, blocks * rows - count), (0, 0)))
-    parts = ops.map(lambda part: _nearest_in_parts(part, codes), ops.reshape(padded, (blocks, rows, latents.shape[1])))
-    return ops.reshape(parts, (-1,))[:count]
+
+    def search(number: Tensor, indices: Tensor) -> Tensor:
+        part = ops.slice(padded, (number * rows, 0), (rows, latents.shape[1]))
+        # Into one result: kept one by one, the small results would lie between the large distances that are freed, and PyTorch
+        # would find no place for the next ones but behind them, until all of the table was held.
+        return ops.slice_update(indices, (number * rows,), _nearest_in_parts(part, codes))
+
+    return ops.fori_loop(0, blocks, search, ops.zeros((blocks * rows,), "int32"))[:count]
 
 
 def _nearest_in_parts(latents: Tensor, codes: Tensor) -> Tensor:
