@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         *("artifact", "checkpoint", "plots", "tokenizer", "evaluation", "codebook_callbacks", "callbacks"),
     },
-    "exporters": {"errors", "ops", "backends", "data", "artifact", "model", "tokenizer", "evaluation"},
+    "exporters": {"errors", "ops", "backends", "data", "artifact", "quantizers", "model", "tokenizer", "evaluation"},
 }
 # These may name a backend, inside a function: whoever imports them must not import one by that.
 KNOW_BACKENDS = {"backends", "exporters"}

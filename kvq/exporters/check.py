@@ -12,10 +12,11 @@ from kvq.errors import ExportError, KvqError
 from kvq.evaluation import trained_on
 from kvq.exporters.parts import Part
 from kvq.ops import rescale
+from kvq.quantizers import CodebookQuantizer, Quantizer
 from kvq.tokenizer import Tokenizer
 
 COMPARED = 13  # images; not a power of two and not the 1 that exporters trace with, so that a fixed batch shows
-NEAR_TIE = 1e-5  # relative gap of the two smallest distances below which rounding may decide
+NEAR_TIE = 1e-5  # relative size of what rounding may do
 
 
 def sample_images(tokenizer: Tokenizer, path: str | Path) -> tuple[np.ndarray, str]:
@@ -72,18 +73,35 @@ def compare(tokenizer: Tokenizer, part: Part, images: np.ndarray, run: Callable[
 
 
 def near_ties(tokenizer: Tokenizer, images: np.ndarray) -> np.ndarray:
-    """Where (n, h', w') rounding may decide the index: one of a few moves of the latents by 1e-5 of their size changes it."""
-    model = tokenizer.model
-    latents = np.asarray(model.encoder.predict_on_batch(keras.ops.convert_to_numpy(rescale(images))), "float32")
+    """Where (n, h', w') rounding may decide an index.
+
+    That is where the two nearest codes are equally far to 1e-5, or where one of a few moves of the latents by 1e-5 of their size
+    changes the index, which can be asked of every quantizer.
+    """
+    quantizer = tokenizer.model.quantizer
+    latents = np.asarray(tokenizer.model.encoder.predict_on_batch(keras.ops.convert_to_numpy(rescale(images))), "float32")
     rng, size = np.random.default_rng(0), np.sqrt(np.mean(np.square(latents), axis=-1, keepdims=True))
-    ties = np.zeros(latents.shape[:-1], bool)
-    expected = _indices(model, latents)
+    expected = _indices(quantizer, latents)
+    ties = _equally_far(quantizer, latents) if isinstance(quantizer, CodebookQuantizer) else np.zeros(latents.shape[:-1], bool)
     for _ in range(8):
         moved = latents + NEAR_TIE * size * rng.choice(np.array([-1, 1], "float32"), latents.shape)
-        ties |= (_indices(model, moved.astype("float32")) != expected).reshape(*ties.shape, -1).any(-1)
+        ties |= (_indices(quantizer, moved.astype("float32")) != expected).reshape(*ties.shape, -1).any(-1)
     return ties
 
 
-def _indices(model: keras.Model, latents: np.ndarray) -> np.ndarray:
-    indices = model.quantizer.latents_to_indices(keras.ops.convert_to_tensor(latents))
+def _indices(quantizer: Quantizer, latents: np.ndarray) -> np.ndarray:
+    indices = quantizer.latents_to_indices(keras.ops.convert_to_tensor(latents))
     return np.asarray(keras.ops.convert_to_numpy(indices))
+
+
+def _equally_far(quantizer: CodebookQuantizer, latents: np.ndarray) -> np.ndarray:
+    compared = quantizer.comparable(keras.ops.convert_to_tensor(latents))
+    flat, codes = (np.asarray(keras.ops.convert_to_numpy(tensor), "float64") for tensor in (compared, quantizer.codes()))
+    flat = flat.reshape(-1, flat.shape[-1])
+    gaps = []
+    for start in range(0, len(flat), 1024):
+        rows = flat[start : start + 1024]
+        distances = (rows**2).sum(1, keepdims=True) - 2 * rows @ codes.T + (codes**2).sum(1)
+        nearest, second = np.partition(distances, 1, axis=1)[:, :2].T
+        gaps.append((second - nearest) / np.maximum(second, 1e-12))
+    return (np.concatenate(gaps) < NEAR_TIE).reshape(latents.shape[:-1])

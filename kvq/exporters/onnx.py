@@ -29,12 +29,25 @@ def _write(part: Part, path: Path) -> None:
         warnings.simplefilter("ignore")
         part.model.export(str(path), format="onnx", input_signature=signature, verbose=False)
     model = onnx.load(str(path))
+    _copy_shared_initializers(model.graph)
     _rename(model.graph, model.graph.input[0].name, part.input_name)
     _rename(model.graph, model.graph.output[0].name, part.output_name)
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+def _copy_shared_initializers(graph: Any) -> None:
+    """Gives each use of a weight its own copy: PyTorch's converter makes equal weights one, behind an Identity that ONNX Runtime
+    loses."""
+    weights = {initializer.name: initializer for initializer in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]:
+        copy = type(weights[node.input[0]])()
+        copy.CopyFrom(weights[node.input[0]])
+        copy.name = node.output[0]
+        graph.initializer.append(copy)
+        graph.node.remove(node)
 
 
 def _rename(graph: Any, old: str, new: str) -> None:

@@ -110,6 +110,14 @@ class CodebookQuantizer(Quantizer):
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         return ops.cast(gather_codes(self.codes(), indices), self.compute_dtype)
 
+    def folded_into(self, kind: type["CodebookQuantizer"]) -> Any:
+        """A quantizer of another class whose codebook is what `codes` gives here, computed once; for export."""
+        folded = kind(self.codebook_size, self.commitment_weight, self.decay, name=self.name, dtype=self.dtype_policy)
+        folded.build((None, self.codebook.shape[-1]))
+        folded.codebook.assign(self.codes())
+        folded.search_block = None
+        return folded
+
     # Between steps.
 
     @property

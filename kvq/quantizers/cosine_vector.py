@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kvq.ops import Tensor, unit_norm
+from kvq.quantizers.codebook_quantizer import CodebookQuantizer
 from kvq.quantizers.ema_vector import EMAVectorQuantizer
 from kvq.quantizers.vector import VectorQuantizer
 
@@ -43,6 +44,9 @@ class CosineVectorQuantizer(VectorQuantizer):
     def codes(self) -> Tensor:
         return unit_norm(super().codes())
 
+    def for_export(self) -> VectorQuantizer:
+        return _folded(self)
+
 
 @keras.saving.register_keras_serializable(package="kvq")
 class EMACosineVectorQuantizer(EMAVectorQuantizer):
@@ -74,6 +78,9 @@ class EMACosineVectorQuantizer(EMAVectorQuantizer):
     def codes(self) -> Tensor:
         return unit_norm(super().codes())
 
+    def for_export(self) -> VectorQuantizer:
+        return _folded(self)
+
     def _means(self, counts: Tensor) -> Tensor:
         # Only the direction matters, and a sum that cancelled out has none: the code stays.
         sums = ops.convert_to_tensor(self.sums)
@@ -83,3 +90,15 @@ class EMACosineVectorQuantizer(EMAVectorQuantizer):
     def replace(self, rows: np.ndarray, codes: Any) -> None:
         codes = np.asarray(codes, "float32")
         super().replace(rows, codes / np.maximum(np.linalg.norm(codes, axis=-1, keepdims=True), 1e-12))
+
+
+class _UnitCodes(VectorQuantizer):
+    """What is exported: codes that are of unit length already."""
+
+    def comparable(self, latents: Tensor) -> Tensor:
+        return unit_norm(super().comparable(latents))
+
+
+def _folded(quantizer: CodebookQuantizer) -> VectorQuantizer:
+    """One codebook in the graph. Normalised in encoder and decoder, PyTorch's converter would fold it twice, and lose one."""
+    return quantizer.folded_into(_UnitCodes)

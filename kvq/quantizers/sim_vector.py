@@ -59,8 +59,4 @@ class SimVectorQuantizer(VectorQuantizer):
 
     def for_export(self) -> VectorQuantizer:
         """A `VectorQuantizer` with the codebook C_0 W, multiplied once."""
-        folded = VectorQuantizer(self.codebook_size, self.commitment_weight, self.decay, name=self.name)
-        folded.build((None, self.codebook.shape[-1]))
-        folded.codebook.assign(self.codes())
-        folded.search_block = None
-        return folded
+        return self.folded_into(VectorQuantizer)
