@@ -31,7 +31,7 @@ def kmeans(vectors: np.ndarray, count: int, seed: int = 0, iterations: int = 20)
         vectors: Float array (n, d), finite. Fewer vectors than centres are drawn repeatedly and moved by a little noise.
         count: Number of centres.
         seed: The same vectors and seed give the same centres.
-        iterations: Of Lloyd's algorithm.
+        iterations: Of Lloyd's algorithm; fewer where they would multiply more than 10^11 times, a minute or so.
 
     Returns:
         float32 array (count, d). A cluster that loses its last vector keeps its centre.
@@ -46,13 +46,21 @@ def kmeans(vectors: np.ndarray, count: int, seed: int = 0, iterations: int = 20)
     # Above that the start alone would take n k d operations; random vectors are about as good where centres are many.
     spread = _plus_plus if count <= 1024 and len(vectors) > count else lambda v, k, r: v[r.choice(len(v), k, len(v) < k)]
     centres = _apart(spread(vectors, count, rng), vectors, rng)
-    for _ in range(iterations):
-        nearest = np.argmin((centres**2).sum(1) - 2.0 * (vectors @ centres.T), axis=1)
+    for _ in range(min(iterations, max(10**11 // (len(vectors) * count * vectors.shape[1]), 1))):
+        nearest = _nearest(vectors, centres)
         counts = np.bincount(nearest, minlength=count)
         sums = np.stack([np.bincount(nearest, weights=column, minlength=count) for column in vectors.T], axis=1)
         filled = counts > 0
         centres[filled] = sums[filled] / counts[filled, None]
     return centres.astype("float32")
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Index (n,) of the centre nearest to each vector, a part of the vectors at once: all distances may be gigabytes."""
+    squares = (centres**2).sum(1)
+    rows = max(2**22 // len(centres), 1)
+    parts = [vectors[start : start + rows] for start in range(0, len(vectors), rows)]
+    return np.concatenate([np.argmin(squares - 2.0 * (part @ centres.T), axis=1) for part in parts])
 
 
 def _plus_plus(vectors: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
