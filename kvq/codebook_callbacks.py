@@ -80,6 +80,8 @@ class ReplaceDeadCodes:
         return not ending and 0 < step <= self.until and step % self.every == 0
 
     def act(self, model: keras.Model, step: int) -> None:
+        if not model.quantizer.is_replaceable:
+            return
         latents = _latents(model, self.batch(step)["images"])
         changed = model.quantizer.replace_dead(latents, self.below, np.random.default_rng((self.seed, step)))
         for variable, rows in changed:

@@ -339,7 +339,9 @@ def test_initialising_and_replacing_leave_a_working_quantizer(case):
     assert quantizer.is_initialised
     for _ in range(3):
         run(quantizer, latents[:50].reshape(10, 5, DIM), training=True)
-    for variable, rows in quantizer.replace_dead(latents, 0.9, np.random.default_rng(0)):
+    changed = quantizer.replace_dead(latents, 0.9, np.random.default_rng(0))
+    assert bool(changed) <= quantizer.is_replaceable
+    for variable, rows in changed:
         assert len(rows) and rows.max() < variable.shape[0]
     outputs = run(quantizer, latents)
     assert np.isfinite(outputs["codes"]).all()

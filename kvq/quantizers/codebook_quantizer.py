@@ -124,6 +124,10 @@ class CodebookQuantizer(Quantizer):
     def is_initialised(self) -> bool:
         return bool(ops.convert_to_numpy(self.initialised))
 
+    @property
+    def is_replaceable(self) -> bool:
+        return self.trainable
+
     def initialise(self, latents: np.ndarray, place: Any = kmeans, seed: int = 0) -> None:
         """Places the codes on latents (..., latent_dim), and remembers that they were placed.
 
@@ -150,7 +154,7 @@ class CodebookQuantizer(Quantizer):
 
     def replace_dead(self, latents: np.ndarray, threshold: float, rng: np.random.Generator) -> list[tuple[Any, np.ndarray]]:
         rows = self.dead_codes(threshold)
-        if not len(rows) or not self.trainable:
+        if not len(rows) or not self.is_replaceable:
             return []
         vectors = np.asarray(ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(latents))))
         self.replace(rows, vectors[rng.choice(len(vectors), len(rows), replace=len(vectors) < len(rows))])

@@ -35,6 +35,10 @@ class CompositeQuantizer(Quantizer):
     def is_initialised(self) -> bool:
         return all(member.is_initialised for member in self.members)
 
+    @property
+    def is_replaceable(self) -> bool:
+        return any(member.is_replaceable for member in self.members)
+
     def for_export(self) -> "Quantizer":
         # A layer that was built takes no other layers.
         exported = type(self)(**{**self.get_config(), "members": [member.for_export() for member in self.members]})

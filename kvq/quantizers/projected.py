@@ -95,6 +95,10 @@ class ProjectedQuantizer(Quantizer):
     def is_initialised(self) -> bool:
         return self.base.is_initialised
 
+    @property
+    def is_replaceable(self) -> bool:
+        return self.base.is_replaceable
+
     def initialise(self, latents: np.ndarray, place: Any = None, seed: int = 0) -> None:
         inside = array_of(self._inside(ops.convert_to_tensor(np.asarray(latents, "float32"))))
         self.base.initialise(inside, **({} if place is None else {"place": place}), seed=seed)

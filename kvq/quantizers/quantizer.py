@@ -53,6 +53,11 @@ class Quantizer(keras.layers.Layer):
         """Whether the codes were placed from data, or need not be."""
         return True
 
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether there are codes that can die and be replaced."""
+        return False
+
     def initialise(self, latents: np.ndarray, place: Any = None, seed: int = 0) -> None:
         """Places the codes by `place`, a function of `initialisers` (k-means without it), on latents (..., latent_dim)."""
 

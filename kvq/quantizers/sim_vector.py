@@ -46,9 +46,10 @@ class SimVectorQuantizer(VectorQuantizer):
     def codes(self) -> Tensor:
         return ops.matmul(super().codes(), ops.convert_to_tensor(self.projection))
 
-    def replace_dead(self, latents: Any, threshold: float, rng: Any) -> list[Any]:
-        """Nothing: all codes move at each step, and C_0 is what must not."""
-        return []
+    @property
+    def is_replaceable(self) -> bool:
+        """No: all codes move at each step, and C_0 is what must not."""
+        return False
 
     @property
     def is_initialised(self) -> bool:
