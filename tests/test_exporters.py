@@ -131,6 +131,8 @@ def test_other_quantizers_are_exported_too(kind, trained, tmp_path, quantizer_se
     """Unlike any that was trained, first weights have many tensors that are equal, which converters merge."""
     if not trained and kind != "cosine_vector":
         return  # the tensors in question are the networks'
+    if kind == "finite_scalar" and keras.backend.backend() == "jax":
+        pytest.skip("jax2onnx 0.17 does not convert the division of integers in a batch of unknown size; kvq says so and fails.")
     values = load_config("fashion_mnist_mini", ["model.latent_dim=4"]).model_dump()
     config = RunConfig.model_validate({**values, "quantizer": quantizer_section(kind, 4)})
     model, rng = build_model(config.model, config.quantizer, config.loss, 1), np.random.default_rng(0)
