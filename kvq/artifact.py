@@ -177,15 +177,17 @@ def model_folder(path: str | Path) -> Path:
 
 def tensors(model: "VQVAE") -> "Iterator[tuple[str, Any]]":
     """Every weight of encoder, quantizer and decoder under its name in the file: `encoder.stage0.down.conv.kernel`."""
+    yield from _network_tensors(model.encoder)
+    yield from _quantizer_tensors(model.quantizer, model.quantizer.name)
+    yield from _network_tensors(model.decoder)
+
+
+def _network_tensors(network: Any) -> "Iterator[tuple[str, Any]]":
     from kvq.layers import leaf_layers
 
-    for part in (model.encoder, model.quantizer, model.decoder):
-        if part is model.quantizer:
-            yield from _quantizer_tensors(part, part.name)
-            continue
-        for layer in leaf_layers(part):
-            for weight in layer.weights:
-                yield f"{part.name}.{layer.name.replace('_', '.')}.{weight.name}", weight
+    for layer in leaf_layers(network):
+        for weight in layer.weights:
+            yield f"{network.name}.{layer.name.replace('_', '.')}.{weight.name}", weight
 
 
 def _quantizer_tensors(quantizer: Any, prefix: str) -> "Iterator[tuple[str, Any]]":

@@ -274,11 +274,8 @@ def test_instance_normalization_survives_its_config():
 # Convolutions and chains.
 
 
-@pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size, strides", [(1, 1), (3, 1), (4, 1), (3, 2), (4, 2)])
 def test_convolutions_equal_those_of_keras(size, strides):
-    if size < strides:
-        return  # a transposed convolution would leave holes
     for ours, theirs in ((Conv2D, layers.Conv2D), (Conv2DTranspose, layers.Conv2DTranspose)):
         one = ours(5, size, strides, padding="same")
         other = theirs(5, size, strides, padding="same")
