@@ -189,8 +189,8 @@ def test_an_image_smaller_than_the_crop_is_named(folder, tmp_path):
         evaluation_batches(folder, evaluation_transforms(0, 10), 16)[0]
 
 
-def test_only_decoding_is_given_several_threads(arrays, folder, monkeypatch):
-    """Gathering from memory in many threads only makes them wait for each other."""
+def test_only_decoding_is_given_threads(arrays, folder, monkeypatch):
+    """Handing over a batch between threads costs more than to cut it out of an array."""
     asked = []
     options = grain.ReadOptions
 
@@ -203,7 +203,7 @@ def test_only_decoding_is_given_several_threads(arrays, folder, monkeypatch):
     next(iterate(training_batches(arrays, RECIPE, BATCH, seed=0)))
     next(iterate(training_batches(folder, RECIPE, BATCH, seed=0)))
     next(iterate(evaluation_batches(folder, evaluation_transforms(0, 10), BATCH).map(lambda batch: batch["images"])))
-    assert asked == [1, 6, 6]
+    assert asked == [0, 6, 6]
 
 
 @pytest.mark.parametrize(

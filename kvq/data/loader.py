@@ -82,16 +82,16 @@ def iterate(
         dataset: From `training_batches` or `evaluation_batches`.
         start: Number of the first batch, at least 0.
         threads: Batches prepared at the same time; 0 prepares each when it is asked for. Default: where files are decoded,
-            one per core, at most 16; else 1, since threads would only wait for Python's lock.
-        prefetch: Batches kept ready, 0 for none. Default: one more than there are threads.
+            one per core, at most 16; else 0, since handing over a batch between threads costs more than to cut it out of an array.
+        prefetch: Batches kept ready, 0 for none. Default: one more than there are threads, none without threads.
 
     Raises:
         ValueError: If a number is negative.
         DataError: While iterating, if a file cannot be read.
     """
     if threads is None:
-        threads = min(os.cpu_count() or 1, 16) if _decodes_files(dataset) else 1
-    prefetch = threads + 1 if prefetch is None else prefetch
+        threads = min(os.cpu_count() or 1, 16) if _decodes_files(dataset) else 0
+    prefetch = (threads + 1 if threads else 0) if prefetch is None else prefetch
     if min(start, threads, prefetch) < 0:
         raise ValueError(f"Numbers must be at least 0. Received: start={start}, threads={threads}, prefetch={prefetch}.")
     # The slice comes last, so that every stage before it still counts from the beginning of the stream.
