@@ -13,6 +13,7 @@ from kvq import __version__
 from kvq.errors import KvqError
 
 from .configs import configs
+from .data import data
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
@@ -53,3 +54,4 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 app.callback()(main)
 for command in (train, evaluate, reconstruct, export, configs, quantizers, doctor):
     app.command()(command)
+app.add_typer(data, name="data")

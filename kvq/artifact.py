@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from kvq import __version__
+from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, RunConfig, Section
 from kvq.config import check as check_section
 from kvq.errors import ArtifactError, ConfigError
-from kvq.run import new_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from kvq.model import VQVAE
@@ -43,9 +43,10 @@ class Grid(Section):
 
 
 class Images(Section):
-    """Images that the model was trained on: channels, margin in pixels before the crop, and side after it."""
+    """Images that the model was trained on: channels, shorter side they were scaled to, margin before the crop, side after it."""
 
     channels: Annotated[int, Field(ge=1, le=64)]
+    resize: Annotated[int, Field(ge=4, le=8192)] | None = None
     pad: Annotated[int, Field(ge=0, le=1024)]
     crop: Annotated[int, Field(ge=4, le=8192)]
 
@@ -105,7 +106,7 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         quantizer=config.quantizer,
         loss=config.loss,
         grids=[_grid(config.quantizer, side)],
-        images=Images(channels=channels, pad=config.data.pad, crop=config.data.crop),
+        images=Images(channels=channels, resize=config.data.resize, pad=config.data.pad, crop=config.data.crop),
         data=TrainedOn(name=source, split=split),
         trained=Trained(steps=steps, backend=keras.backend.backend()),
         weights_sha256=hashlib.sha256(weights).hexdigest(),

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvq import plots
 from kvq.checkpoint import save_checkpoint
-from kvq.data.sources import Batch
+from kvq.data.contract import Batch
 from kvq.errors import TrainingError
 from kvq.evaluation import measure
 from kvq.ops import to_uint8

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from kvq import artifact
+from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.errors import RunError
-from kvq.run import Run, new_folder, write_bytes, write_text
+from kvq.run import Run
 
 FORMAT_VERSION = 1
 # What reading a broken checkpoint can raise.

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kvq.data.sources import Batch
+from kvq.data.contract import Batch
 from kvq.ops import rescale
 
 

@@ -85,14 +85,19 @@ class LossConfig(Section):
 class DataConfig(Section):
     """Which images, and what is done to them before the model. Sizes in pixels.
 
-    Training: black margins of `pad`, a random crop of `crop` x `crop`, and, where `flip`, left and right exchanged half the
-    time. Evaluation: a centre crop. `validation` is a source of its own; without it, the test split of `source`.
+    Training: the shorter side scaled to `resize` if that is given, black margins of `pad`, a random crop of `crop` x `crop`, and,
+    where `flip`, left and right exchanged half the time. Evaluation: a centre crop instead. `validation` is a source of its own;
+    without it, the test split of `source`. Files smaller than the crop are enlarged, at most 8 times, or, with `small = "skip"`,
+    treated like broken ones: replaced in training. More than `max_bad_fraction` of these stop a run.
     """
 
     source: str = Field(min_length=1)
     crop: int = Field(ge=4, le=8192)
     pad: int = Field(0, ge=0, le=1024)
     flip: bool = False
+    resize: int | None = Field(None, ge=4, le=8192)
+    small: Literal["enlarge", "skip"] = "enlarge"
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
     validation: str | None = Field(None, min_length=1)
     validation_images: int = Field(2000, ge=1)
 

@@ -18,6 +18,17 @@ class DataError(KvqError):
     """Images that are missing, unreadable or do not fit the configuration."""
 
 
+class BadImageError(DataError):
+    """One image that cannot be used, called `name`, for a `reason`. Training puts another in its place."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name} cannot be decoded: {reason}. Remove or replace it.")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return BadImageError, (self.name, self.reason)
+
+
 class BackendError(KvqError):
     """A Keras backend, or a package that some feature needs, is not installed."""
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from kvq import artifact
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
-from kvq.data.sources import Batch
+from kvq.data.contract import Batch
+from kvq.data.sources import check_images
 from kvq.errors import DataError
 from kvq.metrics import CodebookUsage, psnr, ssim
 from kvq.model import VQVAE
@@ -39,23 +40,24 @@ def evaluate(
         progress: Told `start(total, 0)`, `step(done)` and `stop()` on the way, in batches.
 
     Returns:
-        `images` (how many), `mse` (in [-1, 1]), `psnr` in dB and `ssim` (from uint8 images, means of per-image values),
-        `losses` (weighted terms, means over images; none that only a batch has), `usage` and `perplexity` (of the whole set),
-        `images_per_second`, and what describes the measurement: `data`, `split`, `crop`, `backend`, `weights_sha256`.
+        `images` (how many), `skipped` (how many files could not be used), `mse` (in [-1, 1]), `psnr` in dB and `ssim` (from uint8
+        images, means of per-image values), `losses` (weighted terms, means over images; none that only a batch has), `usage` and
+        `perplexity` (of the whole set), `images_per_second`, and what describes the measurement: `data`, `split`, `crop`,
+        `backend`, `weights_sha256`.
 
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had.
     """
     tokenizer = Tokenizer.load(path)
     config = tokenizer.config
+    crop, pad, resize = config.images.crop, config.images.pad, config.images.resize
     source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
-    crop = config.images.crop
-    source.check(crop, config.images.pad)
+    check_images(source, crop, pad, resize)
     if source.channels != config.images.channels:
         raise DataError(
             f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}."
         )
-    batches = evaluation_batches(source, evaluation_transforms(config.images.pad, crop), batch_size, limit=images)
+    batches = evaluation_batches(source, evaluation_transforms(pad, crop, resize), batch_size, limit=images)
     if progress:
         progress.start(len(batches), 0)
     result = measure(tokenizer.model, iterate(batches), progress)
@@ -75,9 +77,13 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
     """The measurements of `evaluate` on batches of images that are already cropped."""
     codes = CodebookUsage(model.quantizer.codebook_size, model.quantizer.depth)
     values: dict[str, list[np.ndarray]] = {}
+    skipped = 0
     started = time.perf_counter()
     for done, batch in enumerate(batches, 1):
         images = batch["images"]
+        skipped += len(batch["skipped"])
+        if not len(images):
+            continue
         outputs = model.predict_on_batch(images)
         restored = np.asarray(keras.ops.convert_to_numpy(to_uint8(outputs["reconstruction"])))
         error = np.asarray(outputs["reconstruction"], "float64") - (images / 127.5 - 1.0)
@@ -89,11 +95,14 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
         if progress:
             progress.step(done)
     seconds = time.perf_counter() - started
+    if not values:
+        raise DataError(f"No image is left to measure: {skipped} could not be used.")
     means = {name: float(np.mean(np.concatenate(parts))) for name, parts in values.items()}
     count = sum(len(part) for part in values["mse"])
     losses = {name: mean for name, mean in means.items() if name in model.quantizer.loss_names}
     return {
         "images": count,
+        "skipped": skipped,
         "mse": means["mse"],
         "psnr": means["psnr"],
         "ssim": means["ssim"] if np.isfinite(means["ssim"]) else None,

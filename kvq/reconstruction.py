@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kvq.data.sources import decode_image
+from kvq.data.decoding import decode_image
 from kvq.errors import DataError, RunError
 from kvq.tokenizer import Tokenizer
 

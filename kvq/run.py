@@ -1,15 +1,14 @@
-"""The run folder: where things lie in it, atomic writes, and its lock."""
+"""The run folder: where things lie in it, and its lock."""
 
 import contextlib
 import fcntl
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvq.atomic import write_text
 from kvq.config import RunConfig, load_config
 from kvq.errors import RunError
 
@@ -31,6 +30,7 @@ class Run:
         self.loss_plot = self.folder / "loss.png"
         self.model = self.folder / "model"
         self.tensorboard = self.folder / "tensorboard"
+        self.skipped_file = self.folder / "skipped.txt"
 
     @property
     def exists(self) -> bool:
@@ -93,6 +93,10 @@ class Run:
                 records.append(json.loads(line))
         return records
 
+    def listing_file(self, split: str) -> Path:
+        """Where the names of the files of a large folder are kept, so that it is walked through once."""
+        return self.folder / "listings" / split
+
     def drop_metrics_after(self, step: int) -> None:
         """Takes back what was logged after the checkpoint that a run resumes from."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
@@ -113,60 +117,3 @@ class Run:
                     f"{self.folder} is being written by another process. Wait for it, or give another --out."
                 ) from None
             yield
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name beside it, flushed, then renamed."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
-    write_bytes(path, content.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that appears under its name whole or not at all; one of that name before it is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
-        if path.exists():
-            # A folder cannot be renamed onto one that is not empty: the old one steps aside, and back if need be.
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old.") as aside:
-                old = Path(aside) / path.name
-                os.replace(path, old)
-                try:
-                    os.replace(temporary, path)
-                except BaseException:
-                    os.replace(old, path)
-                    raise
-        else:
-            os.replace(temporary, path)
-        _flush(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

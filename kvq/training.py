@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,8 @@ import keras
 import numpy as np
 
 from kvq import __version__, artifact, backends
+from kvq.atomic import write_bytes
+from kvq.bad_files import BadFiles
 from kvq.build import build_model
 from kvq.callbacks import BetweenSteps, DrawSamples, LogMetrics, SaveCheckpoint, Validate
 from kvq.checkpoint import restore_checkpoint
@@ -28,8 +29,10 @@ from kvq.data import (
     training_batches,
     training_transforms,
 )
-from kvq.data.sources import Batch, Source
+from kvq.data.contract import Batch, Source
+from kvq.data.sources import check_images, listing_of
 from kvq.errors import ConfigError, DataError, RunError
+from kvq.inputs import TimedInputs
 from kvq.model import VQVAE
 from kvq.progress import Progress
 from kvq.quantizers.initialisers import INITIALISERS
@@ -78,7 +81,7 @@ def train(
     config = _with_data(config, data, validation_data)
     progress = progress or Progress()
     run = Run(out or Path("runs") / name)
-    source, validation = _open(config)
+    source, validation = _open(config, run if resume else None)
     watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
     # Every seed that Keras draws comes from here. `keras.utils.set_random_seed` would import TensorFlow on every backend.
@@ -92,6 +95,7 @@ def train(
             run.update_record(status="running")
             return _train(run, config, model, source, validation, first_step, progress, watchers)
     run.create(config, _record(config, command), overwrite)
+    _keep_listings(run, source, validation)
     with run.locked():
         return _train(run, config, model, source, validation, 0, progress, watchers)
 
@@ -125,20 +129,22 @@ def _train(
 ) -> dict[str, Any]:
     """From `first_step` to the end, whatever that is; run.json then says which it was."""
     train, data, codebook, checkpoint = config.train, config.data, config.codebook, config.checkpoint
-    batches = training_batches(source, training_transforms(data.pad, data.crop, data.flip), train.batch_size, train.seed)
-    cropped = evaluation_transforms(data.pad, data.crop)
+    augmented = training_transforms(data.pad, data.crop, data.flip, data.resize, data.small)
+    batches = training_batches(source, augmented, train.batch_size, train.seed)
+    cropped = evaluation_transforms(data.pad, data.crop, data.resize, data.small)
     checked = evaluation_batches(validation, cropped, train.batch_size, limit=data.validation_images)
-    samples = {
-        name: next(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0))["images"]
-        for name, images in (("train", source), ("validation", validation))
-    }
-    inputs = _TimedInputs(iterate(batches, start=first_step))
+    bad = BadFiles(run, len(source), data.max_bad_fraction)
+    inputs = TimedInputs(bad.watch(iterate(batches, start=first_step)))
 
     with stop_signals() as stop, _status_on_error(run):
+        samples = {
+            name: _first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
+            for name, images in (("train", source), ("validation", validation))
+        }
         between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step)
         metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
-        validate = Validate(run, lambda: iterate(checked), train.validate_every, watchers)
-        between.actions += [metrics, validate]
+        validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
+        between.actions += [bad, metrics, validate]
         if codebook.initialise != "none":
             between.actions.append(InitialiseCodebook(lambda: iterate(batches), INITIALISERS[codebook.initialise], train.seed))
         if codebook.replace_dead_every:
@@ -151,7 +157,10 @@ def _train(
         ]
         if first_step < train.steps:
             progress.start(train.steps, first_step)
-            model.fit(inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between])
+            with inputs.errors_unchanged():
+                model.fit(
+                    inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
+                )
         artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
         progress.stop()
     status = "finished" if between.step == train.steps else "interrupted"
@@ -169,13 +178,14 @@ def _with_data(config: RunConfig, data: str | Path | None, validation_data: str 
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
-def _open(config: RunConfig) -> tuple[Source, Source]:
-    """Training and validation images that fit the configuration."""
+def _open(config: RunConfig, resumed: Run | None = None) -> tuple[Source, Source]:
+    """Training and validation images that fit the configuration. A resumed run goes on with the files that it began with."""
     data = config.data
-    source = open_source(data.source, "train")
-    validation = open_source(data.validation, "test") if data.validation else open_source(data.source, "test")
+    listings = [resumed.listing_file(name) if resumed else None for name in ("train", "validation")]
+    source = open_source(data.source, "train", listing=listings[0])
+    validation = open_source(data.validation or data.source, "test", listing=listings[1])
     for images in (source, validation):
-        images.check(data.crop, data.pad)
+        check_images(images, data.crop, data.pad, data.resize)
     if validation.channels != source.channels:
         raise DataError(
             f"Validation images must have the {source.channels} channels of the training images. Received: "
@@ -186,6 +196,24 @@ def _open(config: RunConfig) -> tuple[Source, Source]:
             f"train.batch_size must not be larger than the data set, {len(source)} images. Received: {config.train.batch_size}."
         )
     return source, validation
+
+
+def _keep_listings(run: Run, source: Source, validation: Source) -> None:
+    for name, images in (("train", source), ("validation", validation)):
+        listing = listing_of(images)
+        if listing:
+            run.listing_file(name).parent.mkdir(exist_ok=True)
+            write_bytes(run.listing_file(name), listing)
+
+
+def _first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
+    """Up to `SAMPLED` images, (n, h, w, c)."""
+    skipped: list[tuple[str, str]] = []
+    for batch in batches:
+        if len(batch["images"]):
+            return batch["images"]
+        skipped += batch["skipped"]
+    raise DataError(f"No image of {source.name} ({source.split}) can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
 
 
 def _compiled(config: RunConfig, channels: int) -> VQVAE:
@@ -263,21 +291,3 @@ def _status_on_error(run: Run) -> Iterator[None]:
     except BaseException as error:
         run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=_now())
         raise
-
-
-class _TimedInputs:
-    """Training batches, and how long training waited for them.
-
-    Where a backend fetches ahead by itself, as TensorFlow does, that is an upper bound.
-    """
-
-    def __init__(self, batches: Iterator[Batch]):
-        self.batches = batches
-        self.waited = 0.0
-
-    def images(self) -> Iterator[tuple[np.ndarray]]:
-        while True:
-            started = time.perf_counter()
-            batch = next(self.batches)
-            self.waited += time.perf_counter() - started
-            yield (batch["images"],)

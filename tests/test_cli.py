@@ -243,7 +243,7 @@ def test_dry_run_writes_nothing_and_prints_a_configuration(tmp_path: Path, monke
     assert config["train"]["seed"] == 7 and config["quantizer"]["codebook_size"] == 32
     described = json.loads(kvq_in_process(*arguments, "--json").stdout)
     # TOML has no null, so what is not set is absent there.
-    assert described["config"]["data"].pop("validation") is None
+    assert described["config"]["data"].pop("validation") is described["config"]["data"].pop("resize") is None
     assert described["config"] == config
     assert described["tokens_per_image"] == 49 and described["bits_per_image"] == 49 * 5
     assert f"# parameters: {described['parameters']:,}" in result.stdout
@@ -275,6 +275,24 @@ def test_export_refuses_an_unknown_format(finished, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "nope" in result.stderr and "onnx" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_data_inspect_and_pack(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(photos / f"{number}.png")
+    (photos / "broken.png").write_bytes(b"")
+    sheet = tmp_path / "sheet.png"
+    inspected = kvq_in_process("data", "inspect", str(photos), "--sheet", str(sheet), "--json")
+    assert inspected.exit_code == 0 and sheet.exists()
+    assert json.loads(inspected.stdout)["bad"] == [{"name": "broken.png", "reason": "the file is empty"}]
+    shown = kvq_in_process("data", "inspect", str(photos), "--sheet", str(sheet)).stdout
+    assert "images    3\n" in shown and "broken.png: the file is empty" in shown
+    packed = kvq_in_process("data", "pack", str(photos), str(tmp_path / "packed"), "--shard-size", "2", "--size", "20", "--json")
+    assert json.loads(packed.stdout) == json.loads(packed.stdout) | {"images": 3, "skipped": 1, "shards": 2}
+    refused = kvq_in_process("data", "pack", str(photos), str(photos))
+    assert refused.exit_code == 2 and "must be a new folder" in refused.stderr and len(list(photos.iterdir())) == 4
 
 
 def test_quantizers() -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from kvq.data import ArraySource, FolderSource, evaluation_batches, evaluation_transforms, iterate, training_batches
-from kvq.data.files import image_names
-from kvq.data.sources import VectorSource
+from kvq.data.contract import VectorSource
+from kvq.data.listing import list_images
 from kvq.data.transforms import Chain, training_transforms, uniform_numbers
 from kvq.errors import DataError
 
@@ -32,12 +32,6 @@ class OneByOne:
         self.reads += 1
         return self.source[index]
 
-    def check(self, crop, pad=0):
-        self.source.check(crop, pad)
-
-    def check_channels(self, channels):
-        self.source.check_channels(channels)
-
 
 @pytest.fixture
 def arrays():
@@ -50,7 +44,7 @@ def folder(tmp_path):
     for number in range(COUNT):
         pixels = np.random.default_rng(number).integers(0, 256, (12, 14, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
-    return FolderSource(tmp_path, image_names(tmp_path))
+    return FolderSource(tmp_path, list_images(tmp_path))
 
 
 def assert_same(one, other):
@@ -69,7 +63,7 @@ def labels_of(dataset, count):
 def test_a_batch_has_images_labels_and_names(kind, request):
     source = request.getfixturevalue(kind)
     batch = training_batches(source, RECIPE, BATCH, seed=1)[3]
-    assert set(batch) == {"images", "labels", "names"}
+    assert set(batch) == {"images", "labels", "names", "skipped"} and batch["skipped"] == []
     assert (batch["images"].shape, batch["images"].dtype) == ((BATCH, 10, 10, 3), np.uint8)
     assert (batch["labels"].shape, batch["labels"].dtype, len(batch["names"])) == ((BATCH,), np.int64, BATCH)
 
@@ -171,22 +165,6 @@ def test_evaluation_can_stop_after_so_many_images(arrays, limit, sizes):
 
 def test_an_evaluation_batch_may_exceed_the_source(arrays):
     assert len(evaluation_batches(arrays, evaluation_transforms(0, 10), 4 * COUNT)[0]["images"]) == COUNT
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_broken_file_reaches_the_caller_as_the_data_error_itself(folder, tmp_path, threads):
-    (tmp_path / "39.png").write_bytes((tmp_path / "39.png").read_bytes()[:300])
-    batches = iterate(evaluation_batches(folder, evaluation_transforms(0, 10), 16), threads=threads)
-    assert len(next(batches)["images"]) == len(next(batches)["images"]) == 16
-    with pytest.raises(DataError, match=f"{tmp_path / '39.png'} cannot be decoded") as caught:
-        next(batches)
-    assert caught.type is DataError
-
-
-def test_an_image_smaller_than_the_crop_is_named(folder, tmp_path):
-    Image.new("RGB", (9, 30)).save(tmp_path / "05.png")
-    with pytest.raises(DataError, match="05.png: .*30 x 9 pixels.*crop=10"):
-        evaluation_batches(folder, evaluation_transforms(0, 10), 16)[0]
 
 
 def test_only_decoding_is_given_threads(arrays, folder, monkeypatch):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kvq.data.transforms import (
     CentreCrop,
@@ -11,6 +12,8 @@ from kvq.data.transforms import (
     Pad,
     RandomCrop,
     RandomFlip,
+    RequireSize,
+    ResizeShorterSide,
     _splitmix,
     evaluation_transforms,
     training_transforms,
@@ -23,6 +26,10 @@ CASES = {
     "random crop": RandomCrop(5),
     "centre crop": CentreCrop(6),
     "random flip": RandomFlip(),
+    "enlarging random crop": RandomCrop(12),
+    "enlarging centre crop": CentreCrop(13),
+    "resize": ResizeShorterSide(7),
+    "require size": RequireSize(9),
     "chain": Chain((Pad(2), RandomCrop(8), RandomFlip())),
 }
 ALMOST_ONE = 1 - 2.0**-53
@@ -91,10 +98,51 @@ def test_centre_crop_takes_the_upper_left_of_two_middles():
     np.testing.assert_array_equal(CentreCrop(6)(images, np.zeros((6, 0))), images[:, 1:7, 2:8])
 
 
-@pytest.mark.parametrize("crop", [RandomCrop(10), CentreCrop(10)])
-def test_a_crop_larger_than_the_image_is_refused_with_both_sizes(crop):
-    with pytest.raises(DataError, match="9 x 11 pixels.*crop=10"):
-        crop(some_images(), np.zeros((6, crop.draws)))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("crop", [RandomCrop(18), CentreCrop(18)])
+def test_an_image_smaller_than_the_crop_is_cut_square_and_then_enlarged(crop, channels):
+    """As Pillow's bicubic filter enlarges the square, channel by channel."""
+    images = some_images(2, height=9, width=20, channels=channels)
+    left = 11 if isinstance(crop, RandomCrop) else 5
+    cropped = crop(images, np.full((2, crop.draws), ALMOST_ONE))
+    assert cropped.shape == (2, 18, 18, channels) and cropped.dtype == np.uint8
+    for image, result in zip(images[:, :, left : left + 9], cropped, strict=True):
+        for channel in range(channels):
+            expected = Image.fromarray(image[:, :, channel]).resize((18, 18), Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(result[:, :, channel], np.asarray(expected))
+
+
+@pytest.mark.parametrize("transform", [RandomCrop(73), CentreCrop(73), ResizeShorterSide(73)])
+def test_nothing_grows_more_than_eight_times(transform):
+    images = some_images(height=9, width=4000)
+    with pytest.raises(DataError, match="9 x 4000 pixels.*over 8 times for a side of 73"):
+        transform(images, np.zeros((6, transform.draws)))
+    smaller = type(transform)(72)
+    assert min(smaller(images[:1], np.zeros((1, transform.draws))).shape[1:3]) == 72
+
+
+def test_a_required_size_refuses_what_is_smaller_and_changes_nothing():
+    images = some_images()
+    np.testing.assert_array_equal(RequireSize(9)(images, np.zeros((6, 0))), images)
+    with pytest.raises(DataError, match="9 x 11 pixels.*smaller than the crop of 10"):
+        RequireSize(10)(images, np.zeros((6, 0)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "resized"), [((40, 60), (20, 30)), ((60, 41), (29, 20)), ((20, 33), (20, 33)), ((10, 15), (20, 30))]
+)
+def test_the_shorter_side_is_resized_and_the_shape_kept(shape, resized):
+    images = some_images(2, *shape)
+    assert ResizeShorterSide(20)(images, np.zeros((2, 0))).shape == (2, *resized, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shrinking_is_antialiased(channels):
+    """Stripes narrower than a new pixel become their mean; without antialiasing they would come out as black or white."""
+    stripes = np.zeros((1, 64, 64, channels), np.uint8)
+    stripes[:, :, ::2] = 255
+    inner = ResizeShorterSide(16)(stripes, np.zeros((1, 0)))[0, :, 1:-1].astype(int)
+    assert abs(inner - 127.5).max() < 3
 
 
 def test_flip_exchanges_left_and_right_below_one_half():

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from kvq import load_config
+from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.errors import RunError
-from kvq.run import Run, new_folder, write_bytes, write_text
+from kvq.run import Run
 
 CONFIG = load_config("fashion_mnist_mini")
 

@@ -1,4 +1,4 @@
-"""From files to batches: collections (`sources`, `places`, `files`), crops and flips (`transforms`), Grain (`loader`). No keras.
+"""From files to batches: collections (`sources` and the like), crops and flips (`transforms`), Grain (`loader`). No keras.
 
 The names load when first used, so that opening a collection does not wait for the import of Grain.
 """
@@ -7,10 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvq.data.inspection import inspect as inspect
+    from kvq.data.loader import as_grain as as_grain
     from kvq.data.loader import evaluation_batches as evaluation_batches
     from kvq.data.loader import iterate as iterate
     from kvq.data.loader import training_batches as training_batches
+    from kvq.data.packing import pack as pack
     from kvq.data.places import locate as locate
+    from kvq.data.shards import ShardSource as ShardSource
     from kvq.data.sources import ArraySource as ArraySource
     from kvq.data.sources import FolderSource as FolderSource
     from kvq.data.sources import open_source as open_source
@@ -18,13 +22,17 @@ if TYPE_CHECKING:
     from kvq.data.transforms import training_transforms as training_transforms
 
 _HOME = {
+    "as_grain": "loader",
     "evaluation_batches": "loader",
     "iterate": "loader",
     "training_batches": "loader",
     "ArraySource": "sources",
     "FolderSource": "sources",
+    "ShardSource": "shards",
+    "inspect": "inspection",
     "locate": "places",
     "open_source": "sources",
+    "pack": "packing",
     "evaluation_transforms": "transforms",
     "training_transforms": "transforms",
 }

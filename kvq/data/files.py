@@ -1,23 +1,17 @@
-"""Image file formats: IDX (LeCun's MNIST), .npz, and what PIL decodes, read with every check; and the image files of a folder."""
+"""Files of many images at once, read with every check: IDX (LeCun's MNIST) and .npz."""
 
-import contextlib
 import gzip
 import math
-import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kvq.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_idx(path: Path, ranks: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -68,64 +62,3 @@ def read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]
     # RuntimeError: an encrypted archive, or a compression that Python lacks
     except (OSError, EOFError, ValueError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def image_names(folder: Path) -> list[str]:
-    """All image files below `folder` as sorted relative paths with forward slashes.
-
-    Hidden files and folders and `__MACOSX` are left out; links to folders are not followed, since they can form circles.
-    """
-    return sorted(walk_images(folder))
-
-
-def walk_images(folder: Path) -> Iterator[str]:
-    """Image files below a folder, as in `image_names`, in no promised order."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{folder} cannot be read: {error}.") from error
-
-    for parent, folders, files in os.walk(folder, onerror=fail if folder.is_dir() else None):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for file in files:
-            if not file.startswith(".") and file.lower().endswith(IMAGE_SUFFIXES):
-                yield Path(parent, file).relative_to(folder).as_posix()
-
-
-def decode_image(path: Path) -> NDArray[np.uint8]:
-    """An image file as uint8 (height, width, 3), upright by its EXIF orientation, the first frame of several.
-
-    Transparency is dropped, 16 bits become 8 by scaling. Raises DataError for what is broken, cut short, or larger than
-    `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    with opened_image(path) as stored:
-        image = ImageOps.exif_transpose(stored)
-        if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
-            if values.min() < 0 or values.max() > 65535:
-                raise ValueError("32 bits per pixel, 8 or 16 are allowed")
-            # PIL's own conversion clips at 255 instead of scaling.
-            return np.repeat(((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels, 8 or 16 bits are allowed")
-        if image.mode in ("P", "PA"):
-            image = image.convert("RGBA")  # straight to RGB, PIL warns of transparent palette entries
-        return np.asarray(image.convert("RGB"))
-
-
-@contextlib.contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
-    """PIL's image of a file whose header is sound; whatever goes wrong inside becomes a DataError with the file's name."""
-    try:
-        with Image.open(path) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            # Up to twice the limit PIL only warns. Turning warnings into errors is not safe in threads.
-            if limit and image.width * image.height > limit:
-                raise ValueError(f"{image.width} x {image.height} pixels, at most {limit} are allowed")
-            yield image
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} cannot be decoded: its bytes are of no known image format. Remove or replace it.") from error
-    except Exception as error:  # on broken bytes PIL's readers raise nearly anything
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise DataError(f"{path} cannot be decoded: {reason}. Remove or replace it.") from error

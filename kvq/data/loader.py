@@ -1,22 +1,25 @@
 """From a source to batches: a Grain pipeline whose batch k depends on the seed, k, the batch size and the files alone.
 
-A batch is `{"images": uint8 (batch, height, width, channels), "labels": int64 (batch,), "names": list of str}`.
+A batch is `{"images": uint8 (batch, height, width, channels), "labels": int64 (batch,), "names": list of str, "skipped": list}`;
+the last holds (name, reason) of each file that could not be used on the way to it. Training puts others in the place of such
+files, so that a batch is always full and batch k always the same; evaluation leaves them out.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq.data.sources import Batch, Element, Source, VectorSource
-from kvq.data.transforms import Chain, Transform, uniform_numbers
-from kvq.errors import DataError
+from kvq.data.contract import Batch, Element, Source, VectorSource
+from kvq.data.transforms import Chain, Transform, hashed, uniform_numbers
+from kvq.errors import BadImageError, DataError
 
+SUBSTITUTES = 100  # tried in the place of one file
 Order = Callable[[NDArray[np.integer]], NDArray[np.integer]]
 
 
@@ -25,7 +28,10 @@ def training_batches(source: Source, transforms: Sequence[Transform], batch_size
 
     `dataset[k]` is batch k, a pure function of (seed, k, batch_size, files). The element at place j of batch k is number
     p = k * batch_size + j of the whole stream, and its random crop and flip follow from (seed, p). Epochs are not cut at batch
-    borders: a batch may end one epoch and begin the next.
+    borders: a batch may end one epoch and begin the next. Where a file cannot be used, substitutes are drawn from
+    (seed, epoch, index, attempt) until one can.
+
+    For several hosts take Grain's own slices: host h of n trains on `dataset[h::n]`.
 
     Args:
         source: Images to draw from, at least `batch_size` of them.
@@ -35,7 +41,8 @@ def training_batches(source: Source, transforms: Sequence[Transform], batch_size
 
     Raises:
         ValueError: If `batch_size` or `seed` is out of its range.
-        DataError: If the batch is larger than the source; from `dataset[k]`, if a file cannot be read.
+        DataError: If the batch is larger than the source; from `dataset[k]`, if so many files are bad that none is found to
+            stand in.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"`seed` must be in [0, 2**32). Received: seed={seed}.")
@@ -50,7 +57,7 @@ def training_batches(source: Source, transforms: Sequence[Transform], batch_size
 def evaluation_batches(
     source: Source, transforms: Sequence[Transform], batch_size: int, limit: int | None = None
 ) -> grain.MapDataset[Batch]:
-    """Every image once, in the order of the source; the last batch may be smaller.
+    """Every image once, in the order of the source; the last batch may be smaller, and so is one with bad files in it.
 
     Args:
         source: Images to go through.
@@ -60,7 +67,6 @@ def evaluation_batches(
 
     Raises:
         ValueError: If `batch_size` or `limit` is out of its range, or a transform is random.
-        DataError: From `dataset[k]`, if a file cannot be read.
     """
     chain = Chain(tuple(transforms))
     if chain.draws:
@@ -82,12 +88,12 @@ def iterate(
         dataset: From `training_batches` or `evaluation_batches`.
         start: Number of the first batch, at least 0.
         threads: Batches prepared at the same time; 0 prepares each when it is asked for. Default: where files are decoded,
-            one per core, at most 16; else 0, since handing over a batch between threads costs more than to cut it out of an array.
+            one per core, at most 16; else 0: to hand a batch from thread to thread costs more than to cut it out of an array.
         prefetch: Batches kept ready, 0 for none. Default: one more than there are threads, none without threads.
 
     Raises:
         ValueError: If a number is negative.
-        DataError: While iterating, if a file cannot be read.
+        DataError: While iterating, as from `dataset[k]`.
     """
     if threads is None:
         threads = min(os.cpu_count() or 1, 16) if _decodes_files(dataset) else 0
@@ -108,11 +114,26 @@ def _batches(source: Source, count: int | None, chain: Chain, batch_size: int, s
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
     order = _Shuffled(len(source), seed) if count is None else _InOrder()
+    numbers = grain.MapDataset.range(1).repeat(None) if count is None else grain.MapDataset.range(-(-count // batch_size))
     if isinstance(source, VectorSource):
-        batches = grain.MapDataset.range(1).repeat(None) if count is None else grain.MapDataset.range(-(-count // batch_size))
-        return batches.map_with_index(_WholeBatch(source, order, chain, seed, batch_size, count))
-    positions = grain.MapDataset.range(len(source)).repeat(None) if count is None else grain.MapDataset.range(count)
-    return _FileBatches(positions.map_with_index(_OneElement(source, order, chain, seed)).batch(batch_size, batch_fn=_stack))
+        return numbers.map_with_index(_ArrayBatch(source, order, chain, seed, batch_size, count))
+    return _FileBatches(numbers.map_with_index(_FileBatch(source, order, chain, seed, batch_size, count)))
+
+
+def as_grain(transform: Transform) -> grain.transforms.RandomMap:
+    """A transform for Grain pipelines of one's own, `dataset.random_map(as_grain(RandomCrop(128)), seed=0)`.
+
+    It changes `element["image"]`, uint8 (height, width, channels), by numbers from Grain's generator, and keeps the rest.
+    """
+    return _AsGrain(transform)
+
+
+class _AsGrain(grain.transforms.RandomMap):
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**element, "image": self.transform(element["image"][None], rng.random((1, self.transform.draws)))[0]}
 
 
 @dataclass(frozen=True)
@@ -160,48 +181,85 @@ def _decodes_files(dataset: grain.MapDataset[Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class _WholeBatch:
-    """Batch number to a batch, all images at once."""
+class _BatchOf:
+    """Number of a batch to the positions of its elements in the stream."""
 
-    source: VectorSource
+    source: Any
     order: Order
     chain: Chain
     seed: int
     batch_size: int
     count: int | None
 
-    def __call__(self, number: int, _: int) -> Batch:
+    def positions(self, number: int) -> NDArray[np.integer]:
         start = number * self.batch_size
         size = self.batch_size if self.count is None else min(self.batch_size, self.count - start)
-        positions = start + np.arange(size)
-        batch = self.source.fetch(self.order(positions))
-        images = self.chain(batch["images"], uniform_numbers(self.seed, positions, self.chain.draws))
-        return {"images": images, "labels": batch["labels"], "names": batch["names"]}
+        return start + np.arange(size)
+
+    def uniform(self, positions: NDArray[np.integer]) -> NDArray[np.float64]:
+        return uniform_numbers(self.seed, positions, self.chain.draws)
 
 
 @dataclass(frozen=True)
-class _OneElement:
-    """Position in the stream to an element, transformed."""
+class _ArrayBatch(_BatchOf):
+    """Number of a batch to the batch, all images at once."""
 
-    source: Source
-    order: Order
-    chain: Chain
-    seed: int
+    def __call__(self, number: int, _: int) -> Batch:
+        positions = self.positions(number)
+        batch: Batch = self.source.fetch(self.order(positions))
+        batch["images"] = self.chain(batch["images"], self.uniform(positions))
+        return batch
 
-    def __call__(self, position: int, _: int) -> Element:
-        positions = np.array([position])
-        element = self.source[int(self.order(positions)[0])]
-        uniform = uniform_numbers(self.seed, positions, self.chain.draws)
+
+class _Loaded(NamedTuple):
+    """An element, None where its file is bad and nothing stands in for it, and the bad files that were met."""
+
+    element: Element | None
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _FileBatch(_BatchOf):
+    """Number of a batch to the batch, image by image. In training (no `count`), others stand in for bad files."""
+
+    def __call__(self, number: int, _: int) -> Batch:
+        positions = self.positions(number)
+        each = zip(positions.tolist(), self.order(positions).tolist(), self.uniform(positions), strict=True)
+        return _stack([self._load(*one) for one in each])
+
+    def _load(self, position: int, wanted: int, uniform: NDArray[np.float64]) -> _Loaded:
+        skipped: list[tuple[str, str]] = []
+        for attempt in range(SUBSTITUTES + 1 if self.count is None else 1):
+            try:
+                return _Loaded(self._decode(self._index(position, wanted, attempt), uniform), skipped)
+            except BadImageError as error:
+                skipped.append((error.name, error.reason))
+        if self.count is None:
+            name, reason = skipped[-1]
+            raise DataError(
+                f"{self.source.name} ({self.source.split}) has too few images that can be used: {len(skipped)} drawn in a row "
+                f"cannot. The last: {name}: {reason}."
+            )
+        return _Loaded(None, skipped)
+
+    def _index(self, position: int, wanted: int, attempt: int) -> int:
+        count = len(self.source)
+        return hashed(self.seed, position // count, wanted, attempt) % count if attempt else wanted
+
+    def _decode(self, index: int, uniform: NDArray[np.float64]) -> Element:
+        element = self.source[index]
         try:
-            image = self.chain(element["image"][None], uniform)[0]
+            image = self.chain(element["image"][None], uniform[None])[0]
         except DataError as error:  # the transform knows no names
-            raise DataError(f"{element['name']}: {error}") from error
+            raise BadImageError(element["name"], str(error).rstrip(".")) from error
         return {"image": image, "label": element["label"], "name": element["name"]}
 
 
-def _stack(elements: Sequence[Element]) -> Batch:
+def _stack(loaded: Sequence[_Loaded]) -> Batch:
+    elements = [each.element for each in loaded if each.element is not None]
     return {
-        "images": np.stack([element["image"] for element in elements]),
+        "images": np.stack([element["image"] for element in elements]) if elements else np.zeros((0, 0, 0, 0), np.uint8),
         "labels": np.array([element["label"] for element in elements], np.int64),
         "names": [element["name"] for element in elements],
+        "skipped": [bad for each in loaded for bad in each.skipped],
     }

@@ -6,7 +6,9 @@ import os
 import zipfile
 from pathlib import Path
 
-from kvq.data.files import IMAGE_SUFFIXES, image_names, walk_images
+from kvq.data.decoding import IMAGE_SUFFIXES
+from kvq.data.listing import Listing, list_images, walk_images
+from kvq.data.shards import INDEX, SUFFIX, read_index
 from kvq.errors import DataError
 
 IDX_FILES = {
@@ -80,12 +82,14 @@ def _places(name: str) -> list[Path]:
 
 
 def recognise(path: Path) -> str | None:
-    """What lies at `path`: `idx`, `npz`, `images` or None, in this order where a folder holds several."""
+    """What lies at `path`: `idx`, `npz`, `shards`, `images` or None, in this order where a folder holds several."""
     if any(idx_file(path, images) for images, _ in IDX_FILES.values()):
         return "idx"
     npz = npz_file(path)
     if npz.suffix == ".npz" and os.path.isfile(npz):
         return "npz"
+    if next(path.glob("*" + SUFFIX), None) and (path / INDEX).is_file():
+        return "shards"
     return "images" if next(walk_images(path), None) else None
 
 
@@ -95,18 +99,17 @@ def splits_of(path: Path, kind: str | None) -> tuple[str, ...]:
         return tuple(split for split, (images, _) in IDX_FILES.items() if idx_file(path, images))
     if kind == "npz":
         return _npz_splits(npz_file(path)) or ("train", "test")  # reading it then says what is wrong with the file
+    if kind == "shards":
+        return tuple(read_index(path).splits)
     return ("train", "test") if all(_split_folder(path, split) for split in SPLIT_FOLDERS) else ("all",)
 
 
-def split_names(path: Path, split: str, splits: tuple[str, ...]) -> list[str]:
-    """The image files of one split, as `image_names` gives them; the hold-out of `open_source` where there are no splits."""
-    if splits != ("all",):
-        below = _split_folder(path, split)
-        return [f"{below}/{name}" for name in image_names(path / str(below))]
-    names = image_names(path)
-    if split == "all" or len(names) == 1:
-        return names
-    return [name for i, name in enumerate(names) if (i % HOLD_OUT == 0) == (split == "test")]
+def list_split(path: Path, split: str, splits: tuple[str, ...]) -> Listing:
+    """The image files of one split's folder; all there are where there are no such folders."""
+    if splits == ("all",):
+        return list_images(path)
+    below = str(_split_folder(path, split))
+    return Listing.of(f"{below}/{name}" for name in list_images(path / below))
 
 
 def _split_folder(path: Path, split: str) -> str | None:

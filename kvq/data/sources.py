@@ -3,54 +3,20 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq.data.files import IMAGE_SUFFIXES, decode_image, opened_image, read_idx, read_npz
-from kvq.data.places import IDX_FILES, KNOWN, idx_file, locate, npz_file, recognise, split_names, splits_of
-from kvq.errors import DataError
+from kvq.data.contract import Batch, Element, Source
+from kvq.data.decoding import IMAGE_SUFFIXES, decode_image
+from kvq.data.files import read_idx, read_npz
+from kvq.data.listing import Listing
+from kvq.data.places import HOLD_OUT, IDX_FILES, KNOWN, idx_file, list_split, locate, npz_file, recognise, splits_of
+from kvq.data.shards import ShardSource
+from kvq.errors import BadImageError, DataError
 
-
-class Element(TypedDict):
-    """An image uint8 (height, width, channels), its label, -1 if there is none, and its name within the collection."""
-
-    image: NDArray[np.uint8]
-    label: int
-    name: str
-
-
-class Batch(TypedDict):
-    """Images uint8 (batch, height, width, channels), labels int64 (batch,), -1 where there is none, and one name per image."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    names: list[str]
-
-
-class Source(Protocol):
-    """One split of a collection. `splits` are the names that the collection offers; only `("all",)` where it has none."""
-
-    name: str
-    split: str
-    splits: tuple[str, ...]
-    channels: int
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Element: ...
-
-    def check(self, crop: int, pad: int = 0) -> None: ...
-
-    def check_channels(self, channels: int) -> None: ...
-
-
-@runtime_checkable
-class VectorSource(Source, Protocol):
-    """A source that gives many images at once, which the loader then asks for whole batches."""
-
-    def fetch(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch: ...
+TRIED = 100  # files of a folder, before it is given up
 
 
 class ArraySource:
@@ -99,16 +65,13 @@ class ArraySource:
     def fetch(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
         """The elements at `indices` (batch,), as one batch."""
         chosen = np.asarray(indices)
-        return {"images": self._images[chosen], "labels": self._labels[chosen], "names": [self._name(i) for i in chosen]}
+        names = [self._name(i) for i in chosen]
+        return {"images": self._images[chosen], "labels": self._labels[chosen], "names": names, "skipped": []}
 
-    def check(self, crop: int, pad: int = 0) -> None:
-        """Raises DataError if an image, with `pad` pixels added on each side, is smaller than a square of side `crop`."""
-        _, height, width, _ = self._images.shape
-        _check_size(f"{self.name} ({self.split})", height, width, crop, pad)
-
-    def check_channels(self, channels: int) -> None:
-        """Raises DataError if the images do not have so many channels."""
-        _check_channels(self, channels)
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        return self._images.shape[1:3]
 
     def _name(self, index: int) -> str:
         return f"{self.split}/{index:05d}"
@@ -119,13 +82,13 @@ class FolderSource:
 
     Args:
         folder: Where the collection lies.
-        names: The files' paths below `folder`, with forward slashes; see `image_names`.
+        names: The files' paths below `folder`, with forward slashes; see `listing.list_images`.
         name: The collection's name.
         split: Which of `splits` this is.
         splits: What the collection offers.
 
     Raises:
-        DataError: If `names` is empty; from `source[i]`, if the file is broken, cut short or too large, with its name.
+        DataError: If `names` is empty; from `source[i]`, BadImageError, if the file is gone, broken, cut short or too large.
     """
 
     channels = 3
@@ -139,53 +102,51 @@ class FolderSource:
         split: str = "all",
         splits: tuple[str, ...] = ("all",),
     ) -> None:
-        if not names:
+        if not len(names):
             raise DataError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)}.")
         self.name, self.split, self.splits = name or folder.name, split, splits
-        self._folder, self._names = folder, tuple(names)
+        self.folder, self.names = folder, names
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Element:
-        name = self._names[index]
-        return {"image": decode_image(self._folder / name), "label": -1, "name": name}
-
-    def check(self, crop: int, pad: int = 0) -> None:
-        """Reads every file's header, no pixels: the first that is unreadable or smaller than `crop` raises a DataError.
-
-        Args:
-            crop: Side of the square that must fit.
-            pad: Pixels added on each side before.
-        """
-        for name in self._names:
-            path = self._folder / name
-            with opened_image(path) as image:
-                _check_size(str(path), image.height, image.width, crop, pad)
-
-    def check_channels(self, channels: int) -> None:
-        """Raises DataError if `channels` is not 3: files are read as RGB."""
-        _check_channels(self, channels)
+        name = self.names[index]
+        return {"image": decode_image(self.folder / name, name), "label": -1, "name": name}
 
 
-def _check_size(what: str, height: int, width: int, crop: int, pad: int) -> None:
-    if min(height, width) + 2 * pad < crop:
-        padded = f" and {pad} of padding" if pad else ""
-        raise DataError(
-            f"{what} is smaller than the crop. Received: {height} x {width} pixels (height x width){padded}, crop={crop}. "
-            "Choose a smaller `data.crop` or leave such images out."
-        )
+def check_images(source: Source, crop: int, pad: int = 0, resize: int | None = None) -> None:
+    """Finds out before training what would make it impossible.
+
+    Images of one size must be at least as large as the crop, with `pad` pixels added on each side. Of files, which may differ
+    in size and of which some may be broken, one among the first 100 must decode.
+
+    Raises:
+        DataError: If not.
+    """
+    if isinstance(source, ArraySource):
+        height, width = source.size
+        if resize is None and min(height, width) + 2 * pad < crop:
+            padded = f" and {pad} of padding" if pad else ""
+            raise DataError(
+                f"{source.name} ({source.split}) is smaller than the crop. Received: {height} x {width} pixels (height x width)"
+                f"{padded}, crop={crop}. Choose a smaller `data.crop`, or other images."
+            )
+        return
+    first: BadImageError | None = None
+    for index in range(min(TRIED, len(source))):
+        try:
+            source[index]
+            return
+        except BadImageError as error:
+            first = first or error
+    tried = f"the first {TRIED}" if len(source) > TRIED else f"all {len(source)}"
+    raise DataError(f"No image of {source.name} ({source.split}) can be decoded, {tried} were tried. The first: {first}")
 
 
-def _check_channels(source: Source, channels: int) -> None:
-    if source.channels != channels:
-        raise DataError(
-            f"{source.name} has images of {source.channels} channels. Received: a model for {channels}. "
-            "Choose other images, or a configuration for such images."
-        )
-
-
-def open_source(source: str, split: str = "train", data: str | Path | None = None) -> ArraySource | FolderSource:
+def open_source(
+    source: str, split: str = "train", data: str | Path | None = None, listing: Path | None = None
+) -> ArraySource | FolderSource | ShardSource:
     """One split of a collection.
 
     A folder of images without folders for its splits still has `train` and `test`: of its files, sorted by path, every
@@ -195,6 +156,7 @@ def open_source(source: str, split: str = "train", data: str | Path | None = Non
         source: A known name or a path, see `locate`.
         split: `train`, `test`, or `all` for a collection that has no splits of its own.
         data: Where the user says the images are, see `locate`.
+        listing: File with what `listing_of` gave for the same folder and split: its list is taken instead of a new walk.
 
     Raises:
         DataError: If nothing is found there, a file is broken, or the collection does not offer the split.
@@ -208,7 +170,13 @@ def open_source(source: str, split: str = "train", data: str | Path | None = Non
     if split not in offered:
         raise DataError(f"{name} offers the splits {', '.join(offered)}. Received: split={split}.")
     if kind == "images":
-        return FolderSource(path, split_names(path, split, splits), name=name, split=split, splits=splits)
+        known = Listing.read(listing, folder=str(path.resolve()), split=split) if listing else None
+        names = known or _held_out(list_split(path, split, splits), split, splits)
+        return FolderSource(path, names, name=name, split=split, splits=splits)
+    if kind == "shards":
+        whole = ShardSource(path, split, splits)
+        chosen = np.flatnonzero(_chosen(len(whole), split)) if splits == ("all",) else None
+        return ShardSource(path, split, splits, chosen)
     file, labels_file = (idx_file(path, each) for each in IDX_FILES[split]) if kind == "idx" else (npz_file(path), None)
     assert file is not None  # the collection offers the split
     if kind == "idx":
@@ -219,3 +187,22 @@ def open_source(source: str, split: str = "train", data: str | Path | None = Non
         return ArraySource(images, labels, name=name, split=split, splits=splits)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
+
+
+def listing_of(source: Source) -> bytes | None:
+    """What to write into the file that `open_source` takes as `listing`; None where the source is no folder of images."""
+    if not isinstance(source, FolderSource):
+        return None
+    names = source.names if isinstance(source.names, Listing) else Listing.of(source.names)
+    return names.to_bytes(folder=str(source.folder.resolve()), split=source.split)
+
+
+def _held_out(names: Listing, split: str, splits: tuple[str, ...]) -> Listing:
+    return names.where(_chosen(len(names), split)) if splits == ("all",) and split != "all" else names
+
+
+def _chosen(count: int, split: str) -> NDArray[np.bool_]:
+    """Which of `count` images without splits of their own belong to one, (count,)."""
+    if split == "all" or count == 1:
+        return np.ones(count, bool)
+    return (np.arange(count) % HOLD_OUT == 0) == (split == "test")

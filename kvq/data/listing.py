@@ -1,0 +1,91 @@
+"""The image files below a folder: found in one walk, sorted once, held as one block of bytes instead of a million objects."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq.data.decoding import IMAGE_SUFFIXES
+from kvq.errors import DataError
+
+
+class Listing(Sequence[str]):
+    """Names of files, in an order.
+
+    Args:
+        names: Encoded as the file system has them, each ended by a zero byte, which no name contains.
+    """
+
+    def __init__(self, names: bytes):
+        self._names = names
+        self._ends: NDArray[np.integer] = np.flatnonzero(np.frombuffer(names, np.uint8) == 0)
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Listing":
+        return cls(b"".join(os.fsencode(name) + b"\0" for name in names))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"No name {index} among {len(self)}.")
+        index %= len(self)
+        start = self._ends[index - 1] + 1 if index else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listing) and self._names == other._names
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Listing":
+        """Those at which `chosen` (len(self),) is true."""
+        return Listing.of(self[i] for i in np.flatnonzero(chosen))
+
+    def to_bytes(self, **of: str) -> bytes:
+        """The names after a line that says what they are the names `of`."""
+        return json.dumps(of).encode() + b"\n" + self._names
+
+    @classmethod
+    def read(cls, path: Path, **of: str) -> "Listing | None":
+        """What `to_bytes` made, if the file is there, whole, and of the same."""
+        try:
+            head, _, names = path.read_bytes().partition(b"\n")
+            if json.loads(head) != of or not names.endswith(b"\0"):
+                return None
+        except (OSError, ValueError):
+            return None
+        return cls(names)
+
+
+def list_images(folder: Path) -> Listing:
+    """All image files below `folder` as relative paths with forward slashes, in the order of their bytes.
+
+    Hidden files and folders and `__MACOSX` are left out; links to folders are not followed, since they can form circles.
+    """
+    return Listing(b"".join(sorted(os.fsencode(name) + b"\0" for name in walk_images(folder))))
+
+
+def walk_images(folder: Path) -> Iterator[str]:
+    """The names of `list_images` as they are found, in no promised order."""
+    waiting = [""] if folder.is_dir() else []
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{below}{entry.name}/")
+                    elif entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir():
+                        yield below + entry.name
+        except OSError as error:
+            raise DataError(f"{folder / below} cannot be read: {error}.") from error
