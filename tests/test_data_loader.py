@@ -1,17 +1,20 @@
 """What batches promise: batch k follows from the seed, k, the batch size and the files, and from nothing else."""
 
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 
 import grain
 import numpy as np
 import pytest
 from PIL import Image
 
-from kvq.data import ArraySource, FolderSource, evaluation_batches, evaluation_transforms, iterate, training_batches
+from kvq.data import ArraySource, FolderSource, as_grain, evaluation_batches, evaluation_transforms, iterate, training_batches
 from kvq.data.contract import VectorSource
 from kvq.data.listing import list_images
-from kvq.data.transforms import Chain, training_transforms, uniform_numbers
+from kvq.data.transforms import Chain, RandomCrop, RandomFlip, training_transforms, uniform_numbers
 from kvq.errors import DataError
 
 COUNT, BATCH = 40, 7  # the batch does not divide the epoch
@@ -198,3 +201,51 @@ def test_only_decoding_is_given_threads(arrays, folder, monkeypatch):
 def test_numbers_out_of_their_range_are_refused(arrays, make, words):
     with pytest.raises(ValueError, match=words):
         make(arrays)
+
+
+@pytest.mark.slow  # starting processes takes seconds
+@pytest.mark.parametrize("workers", [2, 8])
+def test_worker_processes_give_the_same_batches_and_import_no_backend(tmp_path, workers):
+    """In a process of its own: Grain's workers start anew from the main module."""
+    for number in range(COUNT):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 14, 3), np.uint8)).save(
+            tmp_path / f"{number:02d}.png"
+        )
+    (tmp_path / "05.png").write_bytes(b"")
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import sys
+import grain
+from absl import flags
+from kvq.data import open_source, training_batches, training_transforms
+
+class Backends(grain.transforms.Map):
+    def map(self, batch):
+        return {{**batch, "backends": sorted({{"tensorflow", "torch", "keras"}} & set(sys.modules))}}
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    dataset = training_batches(open_source({str(tmp_path)!r}, "all"), training_transforms(0, 10, True), 7, 1)
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers={workers})
+    batches = iter(dataset.map(Backends()).to_iter_dataset().mp_prefetch(options))
+    for number in range(12):
+        batch, expected = next(batches), dataset[number]
+        assert (batch["images"] == expected["images"]).all() and batch["names"] == expected["names"]
+        assert batch["skipped"] == expected["skipped"] and batch["backends"] == [], batch["backends"]
+"""
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, str(program)], check=True, env=environment, timeout=300)
+
+
+def test_a_transform_works_in_grain_pipelines_of_ones_own(arrays):
+    """With Grain's own generator; the rest of the element stays."""
+    elements = grain.MapDataset.source([arrays[i] for i in range(4)]).seed(3).random_map(as_grain(RandomCrop(10)))
+    assert [element["label"] for element in elements] == [0, 1, 2, 3]
+    for element in elements:
+        windows = np.lib.stride_tricks.sliding_window_view(arrays[element["label"]]["image"], (10, 10, 3))
+        assert (windows == element["image"]).all(axis=(-3, -2, -1)).any()
+    flipped = grain.MapDataset.source([arrays[i] for i in range(40)]).seed(3).random_map(as_grain(RandomFlip()))
+    turned = [not np.array_equal(element["image"], arrays[element["label"]]["image"]) for element in flipped]
+    assert 8 < sum(turned) < 32

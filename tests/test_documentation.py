@@ -29,6 +29,11 @@ def test_the_example_of_a_model_of_ones_own_learns() -> None:
     assert float(model.evaluate(inputs, inputs, verbose=0)) > error * 1.001
 
 
+def test_the_example_of_a_grain_pipeline_runs() -> None:
+    (example,) = blocks("data.md", "python")
+    exec(compile(example, "docs/data.md", "exec"), {})
+
+
 def test_the_shown_section_is_one_that_a_configuration_takes() -> None:
     (section,) = blocks("quantizers.md", "toml")
     values = tomllib.loads(load_config("fashion_mnist_mini").to_toml()) | tomllib.loads(section)
