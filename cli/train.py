@@ -27,6 +27,8 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; TOML value. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder from its last checkpoint.")] = False,
+    resume_or_start: Annotated[bool, typer.Option("--resume-or-start", help="Continue if there is a run, else start.")] = False,
+    changed_data: Annotated[bool, typer.Option("--changed-data", help="Continue although the images have changed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and the model's size only.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard summaries too.")] = False,
@@ -36,8 +38,8 @@ def train(
 
     Pictures and curves appear in the run folder while it runs. Ctrl-C stops it cleanly, and --resume continues it.
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other.")
+    if resume + resume_or_start + overwrite > 1:
+        raise typer.BadParameter("--resume, --resume-or-start and --overwrite exclude each other.")
     from kvq.config import list_configs, load_config
 
     overrides = list(set_ or [])
@@ -71,6 +73,8 @@ def train(
                 data=data,
                 validation_data=validation_data,
                 resume=resume,
+                resume_or_start=resume_or_start,
+                changed_data=changed_data,
                 overwrite=overwrite,
                 tensorboard=tensorboard,
                 command=shlex.join(["kvq", *sys.argv[1:]]),

@@ -83,6 +83,26 @@ class BetweenSteps(keras.callbacks.Callback):
             self._resumed = time.perf_counter()
 
 
+class RestoreSums:
+    """Puts the metrics' sums back that `fit` sets to zero when it begins, so that the first record after a resume is whole.
+
+    Args:
+        model: As it was restored.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.sums: list[np.ndarray] | None = [keras.ops.convert_to_numpy(variable) for variable in model.metrics_variables]
+
+    def due(self, step: int, ending: str | None) -> bool:
+        return self.sums is not None
+
+    def act(self, model: keras.Model, step: int) -> None:
+        assert self.sums is not None
+        for variable, value in zip(model.metrics_variables, self.sums, strict=True):
+            variable.assign(value)
+        self.sums = None
+
+
 class LogMetrics:
     """Writes the means since the last record to metrics.jsonl.
 

@@ -1,4 +1,4 @@
-"""The whole training state on disk, whole or absent: weights, optimizer, seed generators and the step.
+"""The whole training state on disk, whole or absent: weights, optimizer, seed generators, sums of the metrics, and the step.
 
 A checkpoint is a folder `checkpoints/step_00001000` of `state.safetensors` and `state.json`, written under another name,
 flushed and renamed. Batch k is a function of the seed, k and the files, so the step is also the position in the data.
@@ -83,6 +83,14 @@ def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
     generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
     for index, generator in enumerate(generators):
         yield f"seed.{index:04d}", generator.state
+    # What was measured since the last record, for the next one to be that of a run that was not stopped.
+    for index, variable in enumerate(model.metrics_variables):
+        yield f"metric.{index:04d}", variable
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Whether there is anything to resume from, whole or not."""
+    return bool(_folders(run))
 
 
 def _folders(run: Run) -> list[Path]:

@@ -13,30 +13,27 @@ import keras
 import numpy as np
 
 from kvq import __version__, artifact, backends
-from kvq.atomic import write_bytes
 from kvq.bad_files import BadFiles
 from kvq.build import build_model
-from kvq.callbacks import BetweenSteps, DrawSamples, LogMetrics, SaveCheckpoint, Validate
-from kvq.checkpoint import restore_checkpoint
+from kvq.callbacks import BetweenSteps, DrawSamples, LogMetrics, RestoreSums, SaveCheckpoint, Validate
+from kvq.checkpoint import has_checkpoint, restore_checkpoint
 from kvq.codebook_callbacks import InitialiseCodebook, ReplaceDeadCodes
 from kvq.config import RunConfig, TrainConfig, load_config
 from kvq.data import (
     evaluation_batches,
     evaluation_transforms,
     iterate,
-    locate,
-    open_source,
     training_batches,
     training_transforms,
 )
-from kvq.data.contract import Batch, Source
-from kvq.data.sources import check_images, listing_of
-from kvq.errors import ConfigError, DataError, RunError
+from kvq.data.contract import Source
+from kvq.errors import RunError
 from kvq.inputs import TimedInputs
 from kvq.model import VQVAE
 from kvq.progress import Progress
 from kvq.quantizers.initialisers import INITIALISERS
 from kvq.run import Run
+from kvq.run_images import check_unchanged, fingerprints, first_images, keep_listings, open_images, with_data
 from kvq.signals import stop_signals
 from kvq.tensorboard import TensorBoard
 
@@ -51,6 +48,8 @@ def train(
     data: str | Path | None = None,
     validation_data: str | Path | None = None,
     resume: bool = False,
+    resume_or_start: bool = False,
+    changed_data: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
     command: str | None = None,
@@ -65,6 +64,8 @@ def train(
         data: Where the training images are, or another known data set, instead of the configuration's.
         validation_data: Images to validate on, instead of the test split.
         resume: Continue the run in the folder from its last checkpoint.
+        resume_or_start: The same if there is one, else start: for schedulers that run one command again and again.
+        changed_data: Continue even if the images are not those that the run began with.
         overwrite: Replace the run in the folder.
         tensorboard: Write TensorBoard summaries beside metrics.jsonl.
         command: Written into run.json.
@@ -78,10 +79,13 @@ def train(
     """
     name = name or ("run" if isinstance(config, RunConfig) else Path(config).stem)
     config = config if isinstance(config, RunConfig) else load_config(config)
-    config = _with_data(config, data, validation_data)
+    config = with_data(config, data, validation_data)
     progress = progress or Progress()
     run = Run(out or Path("runs") / name)
-    source, validation = _open(config, run if resume else None)
+    if resume_or_start and run.exists:
+        resume = has_checkpoint(run)
+        overwrite = overwrite or not resume  # stopped before the first one: there is nothing to lose
+    source, validation = open_images(config, run if resume else None)
     watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
     # Every seed that Keras draws comes from here. `keras.utils.set_random_seed` would import TensorFlow on every backend.
@@ -90,20 +94,22 @@ def train(
     if resume:
         config = _resumed_config(run, config)
         with run.locked():
+            if not changed_data:
+                check_unchanged(run, source, validation)
             first_step = restore_checkpoint(run, model, progress.note)
             run.drop_metrics_after(first_step)
             run.update_record(status="running")
             return _train(run, config, model, source, validation, first_step, progress, watchers)
-    run.create(config, _record(config, command), overwrite)
-    _keep_listings(run, source, validation)
+    run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
+    keep_listings(run, source, validation)
     with run.locked():
         return _train(run, config, model, source, validation, 0, progress, watchers)
 
 
 def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
     """What a configuration makes, without training: parameters, tokens and bits per image, and the configuration itself."""
-    config = _with_data(config if isinstance(config, RunConfig) else load_config(config), data, None)
-    source, validation = _open(config)
+    config = with_data(config if isinstance(config, RunConfig) else load_config(config), data, None)
+    source, validation = open_images(config)
     model = _compiled(config, source.channels)
     tokens = (config.data.crop // config.model.downsampling) ** 2
     return {
@@ -138,12 +144,14 @@ def _train(
 
     with stop_signals() as stop, _status_on_error(run):
         samples = {
-            name: _first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
+            name: first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
             for name, images in (("train", source), ("validation", validation))
         }
         between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step)
         metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
+        if first_step:
+            between.actions.append(RestoreSums(model))
         between.actions += [bad, metrics, validate]
         if codebook.initialise != "none":
             between.actions.append(InitialiseCodebook(lambda: iterate(batches), INITIALISERS[codebook.initialise], train.seed))
@@ -166,54 +174,6 @@ def _train(
     status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=_now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
-
-
-def _with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
-    """The configuration with the images that were asked for; absolute paths, so that a run is evaluated from anywhere."""
-    changes = {}
-    if data is not None:
-        changes["source"] = str(locate(config.data.source, data).resolve())
-    if validation_data is not None:
-        changes["validation"] = str(locate(str(validation_data)).resolve())
-    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
-
-
-def _open(config: RunConfig, resumed: Run | None = None) -> tuple[Source, Source]:
-    """Training and validation images that fit the configuration. A resumed run goes on with the files that it began with."""
-    data = config.data
-    listings = [resumed.listing_file(name) if resumed else None for name in ("train", "validation")]
-    source = open_source(data.source, "train", listing=listings[0])
-    validation = open_source(data.validation or data.source, "test", listing=listings[1])
-    for images in (source, validation):
-        check_images(images, data.crop, data.pad, data.resize)
-    if validation.channels != source.channels:
-        raise DataError(
-            f"Validation images must have the {source.channels} channels of the training images. Received: "
-            f"{validation.channels} in {validation.name}."
-        )
-    if config.train.batch_size > len(source):
-        raise ConfigError(
-            f"train.batch_size must not be larger than the data set, {len(source)} images. Received: {config.train.batch_size}."
-        )
-    return source, validation
-
-
-def _keep_listings(run: Run, source: Source, validation: Source) -> None:
-    for name, images in (("train", source), ("validation", validation)):
-        listing = listing_of(images)
-        if listing:
-            run.listing_file(name).parent.mkdir(exist_ok=True)
-            write_bytes(run.listing_file(name), listing)
-
-
-def _first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
-    """Up to `SAMPLED` images, (n, h, w, c)."""
-    skipped: list[tuple[str, str]] = []
-    for batch in batches:
-        if len(batch["images"]):
-            return batch["images"]
-        skipped += batch["skipped"]
-    raise DataError(f"No image of {source.name} ({source.split}) can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
 
 
 def _compiled(config: RunConfig, channels: int) -> VQVAE:

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codebook_callbacks": {"errors", "ops", "data"},
     "bad_files": {"errors", "data", "run"},
     "inputs": {"errors", "data"},
+    "run_images": {"atomic", "errors", "config", "data", "run"},
     "callbacks": {"errors", "ops", "metrics", "progress", "data", "run", "artifact", "checkpoint", "plots", "evaluation"},
     "training": {
         *(
@@ -59,7 +60,18 @@ MAY_IMPORT: dict[str, set[str]] = {
             "run",
             "tensorboard",
         ),
-        *("artifact", "checkpoint", "plots", "tokenizer", "evaluation", "codebook_callbacks", "callbacks", "bad_files", "inputs"),
+        *(
+            "artifact",
+            "checkpoint",
+            "plots",
+            "tokenizer",
+            "evaluation",
+            "codebook_callbacks",
+            "callbacks",
+            "bad_files",
+            "inputs",
+            "run_images",
+        ),
     },
     "exporters": {"errors", "ops", "backends", "data", "artifact", "quantizers", "model", "tokenizer", "evaluation"},
 }

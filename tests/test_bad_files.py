@@ -19,6 +19,7 @@ from kvq.data.transforms import Chain, hashed, uniform_numbers
 from kvq.errors import BadImageError, DataError
 from kvq.evaluation import measure
 from kvq.run import Run
+from kvq.run_images import open_images
 from kvq.training import train
 
 BAD = Path(__file__).parent / "data" / "bad_images"
@@ -252,9 +253,8 @@ def test_a_resumed_run_goes_on_with_the_files_it_began_with(folder, tmp_path):
     train(small_config(folder, "train.steps=2", "data.max_bad_fraction=1"), out=run)
     assert (run / "listings" / "train").exists() and (run / "listings" / "validation").exists()
     pattern(99).save(folder / "00_new.png")
-    from kvq.training import _open
 
-    resumed, fresh = (_open(small_config(folder), known)[0] for known in (Run(run), None))
+    resumed, fresh = (open_images(small_config(folder), known)[0] for known in (Run(run), None))
     assert (
         (len(resumed), len(fresh)) == (38, 38) and "00_new.png" not in list(resumed.names) and "00_new.png" in list(fresh.names)
     )

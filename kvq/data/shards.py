@@ -87,6 +87,7 @@ class ShardSource:
         index = read_index(folder)
         self.name, self.split, self.splits = index.name, split, splits
         shards = index.splits["all" if "all" in index.splits else split]  # type: ignore[index]
+        self.sha256 = [shard.sha256 for shard in shards]
         try:
             self._records = ArrayRecordDataSource([str(folder / shard.file) for shard in shards])
         except Exception as error:  # its errors have no common class

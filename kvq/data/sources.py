@@ -1,5 +1,7 @@
 """Image collections: arrays in memory, or a folder of files that are decoded when asked for; `open_source` opens either."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +69,11 @@ class ArraySource:
         chosen = np.asarray(indices)
         names = [self._name(i) for i in chosen]
         return {"images": self._images[chosen], "labels": self._labels[chosen], "names": names, "skipped": []}
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All images and labels."""
+        return self._images, self._labels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -195,6 +202,19 @@ def listing_of(source: Source) -> bytes | None:
         return None
     names = source.names if isinstance(source.names, Listing) else Listing.of(source.names)
     return names.to_bytes(folder=str(source.folder.resolve()), split=source.split)
+
+
+def fingerprint(source: Source) -> dict[str, Any]:
+    """`images` (how many) and `sha256`: of the names of files; of the arrays, or of the shards' own checksums, elsewhere."""
+    digest = hashlib.sha256()
+    if isinstance(source, ArraySource):
+        for array in source.arrays:
+            digest.update(np.ascontiguousarray(array).data)
+    elif isinstance(source, ShardSource):
+        digest.update(json.dumps(source.sha256).encode())
+    else:
+        digest.update((listing_of(source) or b"").partition(b"\n")[2])
+    return {"images": len(source), "sha256": digest.hexdigest()}
 
 
 def _held_out(names: Listing, split: str, splits: tuple[str, ...]) -> Listing:

@@ -1,0 +1,104 @@
+"""The images of a run: opened, checked, and the same when it is resumed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvq.atomic import write_bytes
+from kvq.config import RunConfig
+from kvq.data import locate, open_source
+from kvq.data.contract import Batch, Source
+from kvq.data.listing import Listing
+from kvq.data.sources import check_images, fingerprint, listing_of
+from kvq.errors import ConfigError, DataError, RunError
+from kvq.run import Run
+
+NAMES = ("train", "validation")
+
+
+def with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
+    """The configuration with the images that were asked for; absolute paths, so that a run is evaluated from anywhere."""
+    changes = {}
+    if data is not None:
+        changes["source"] = str(locate(config.data.source, data).resolve())
+    if validation_data is not None:
+        changes["validation"] = str(locate(str(validation_data)).resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+
+def open_images(config: RunConfig, resumed: Run | None = None) -> tuple[Source, Source]:
+    """Training and validation images that fit the configuration. A resumed run goes on with the files that it began with."""
+    data = config.data
+    listings = [resumed.listing_file(name) if resumed else None for name in NAMES]
+    source = open_source(data.source, "train", listing=listings[0])
+    validation = open_source(_validation(config), "test", listing=listings[1])
+    for images in (source, validation):
+        check_images(images, data.crop, data.pad, data.resize)
+    if validation.channels != source.channels:
+        raise DataError(
+            f"Validation images must have the {source.channels} channels of the training images. Received: "
+            f"{validation.channels} in {validation.name}."
+        )
+    if config.train.batch_size > len(source):
+        raise ConfigError(
+            f"train.batch_size must not be larger than the data set, {len(source)} images. Received: {config.train.batch_size}."
+        )
+    return source, validation
+
+
+def keep_listings(run: Run, source: Source, validation: Source) -> None:
+    """Writes the names of a folder's files into the run, for those who resume it."""
+    for name, images in zip(NAMES, (source, validation), strict=True):
+        listing = listing_of(images)
+        if listing:
+            run.listing_file(name).parent.mkdir(exist_ok=True)
+            write_bytes(run.listing_file(name), listing)
+
+
+def fingerprints(source: Source, validation: Source) -> dict[str, Any]:
+    """What run.json says of the images, to find out whether they have changed."""
+    return {name: fingerprint(images) for name, images in zip(NAMES, (source, validation), strict=True)}
+
+
+def check_unchanged(run: Run, source: Source, validation: Source) -> None:
+    """Refuses to resume on other images than the run began with, by their names or, of arrays and shards, their contents.
+
+    Raises:
+        RunError: With what has changed.
+    """
+    before = run.record.get("data", {})
+    for name, images in zip(NAMES, (source, validation), strict=True):
+        # A folder was opened with the names that the run keeps, so that it is looked through once more.
+        now = open_source(run.config.data.source if name == "train" else _validation(run.config), images.split)
+        if name not in before or fingerprint(now) == before[name]:
+            continue
+        what = f"{before[name]['images']} images then, {len(now)} now"
+        kept, listing = listing_of(images), listing_of(now)
+        if kept and listing:
+            old, new = (set(Listing(each.partition(b"\n")[2])) for each in (kept, listing))
+            gone, added = sorted(old - new), sorted(new - old)
+            what += f"; {len(gone)} are gone{_first(gone)}, {len(added)} are new{_first(added)}"
+        raise RunError(
+            f"The {name} images of {run.folder} have changed since it began: {what}. Bring them back, or give "
+            "--changed-data to go on with the files that it began with."
+        )
+
+
+def first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
+    """Up to `a few` images, (n, h, w, c)."""
+    skipped: list[tuple[str, str]] = []
+    for batch in batches:
+        if len(batch["images"]):
+            return batch["images"]
+        skipped += batch["skipped"]
+    raise DataError(f"No image of {source.name} ({source.split}) can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
+
+
+def _validation(config: RunConfig) -> str:
+    return config.data.validation or config.data.source
+
+
+def _first(names: list[str]) -> str:
+    return f" ({names[0]}{', ...' if len(names) > 1 else ''})" if names else ""

@@ -1,0 +1,175 @@
+"""A run that was killed and resumed is the run that was not: real processes, real signals, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from kvq.config import load_config
+from kvq.errors import RunError
+from kvq.run import Run
+from kvq.training import train
+
+STEPS = 30
+SMALL = {
+    "train.batch_size": 16,
+    "model.latent_dim": 8,
+    "quantizer.codebook_size": 16,
+    "data.validation_images": 16,
+    "train.log_every": 7,
+    "train.sample_every": 1000,
+    "train.validate_every": 1000,
+    "train.warmup_steps": 3,
+    "checkpoint.every_steps": 4,
+    "codebook.replace_dead_every": 5,
+}
+
+
+def changes(**extra):
+    return [f"{key}={value}" for key, value in {**SMALL, "train.steps": STEPS, **extra}.items()]
+
+
+def command(run: Path, *flags: str) -> list[str]:
+    settings = [word for change in changes() for word in ("--set", change)]
+    backend = keras.backend.backend()
+    return [
+        sys.executable,
+        "-m",
+        "kvq_cli",
+        "train",
+        "fashion_mnist_mini",
+        "--out",
+        str(run),
+        "--backend",
+        backend,
+        *settings,
+        *flags,
+    ]
+
+
+def whole_state(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors")
+
+
+def records(run: Path) -> list[dict]:
+    """What was logged, without what a clock decides."""
+    timed = {"images_per_second", "input_wait"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    train(load_config("fashion_mnist_mini", changes()), run)
+    return run
+
+
+def test_killed_at_a_random_moment_and_resumed_gives_the_same_bits(straight, tmp_path):
+    """Weights, optimizer, seeds and sums; every record of the log; and nothing is left behind."""
+    run, moment = tmp_path / "run", random.Random(os.getpid()).uniform(0, 0.4)
+    process = subprocess.Popen(command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(run.glob("checkpoints/step_*")):
+        time.sleep(0.005)
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    resumed = subprocess.run(command(run, "--resume-or-start"), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    before, after = whole_state(straight), whole_state(run)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=f"{name}, killed {moment:.3f} s after the first checkpoint")
+    assert records(run) == records(straight)
+    hidden = {path.name for path in run.rglob(".*") if path.name != ".lock"}
+    assert not {name for name in hidden if not name.startswith(".step_")}, "only what a kill left of a checkpoint may stay"
+
+
+def test_a_stop_between_two_records_loses_no_measurement(straight, tmp_path):
+    """The sums since the last record are part of the state: step 7's record covers steps 2 to 7, stopped at 4 or not."""
+    run = tmp_path / "run"
+    config = load_config("fashion_mnist_mini", changes())
+    stopped = {"at": 0}
+
+    class Stop(Exception):
+        pass
+
+    from kvq.progress import Progress
+
+    class StopAt(Progress):
+        def step(self, step):
+            stopped["at"] = step
+            if step == 5:
+                raise Stop
+
+    with pytest.raises(Stop):
+        train(config, run, progress=StopAt())
+    assert stopped["at"] == 5 and Run(run).record["status"] == "failed"
+    train(config, run, resume=True)
+    assert records(run) == records(straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_the_status_that_says_so(tmp_path, number):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(run, "--steps", "100000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(run.glob("checkpoints/step_*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 130
+    record = Run(run).record
+    assert record["status"] == "interrupted"
+    assert (run / "checkpoints" / f"step_{record['steps']:08d}" / "state.json").exists()
+    assert (run / "model" / "config.json").exists()
+
+
+def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight):
+    again = subprocess.run(command(straight, "--resume", "--json"), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["status"] == "finished" and json.loads(again.stdout)["steps"] == STEPS
+
+
+def test_resume_or_start_starts_where_there_is_nothing_and_where_nothing_was_saved(tmp_path):
+    config = load_config("fashion_mnist_mini", changes(**{"train.steps": 2}))
+    assert train(config, tmp_path / "run", resume_or_start=True)["steps"] == 2
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert train(config, tmp_path / "run", resume_or_start=True)["steps"] == 2
+    with pytest.raises(RunError, match="train.batch_size was 16, is 8"):
+        train(load_config("fashion_mnist_mini", changes(**{"train.batch_size": 8})), tmp_path / "run", resume_or_start=True)
+
+
+def test_changed_images_are_refused_with_what_changed(tmp_path):
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for number in range(30):
+        Image.fromarray(np.full((28, 28, 3), number * 8, np.uint8)).save(photos / f"{number:02d}.png")
+    few = {"train.steps": 2, "data.source": f'"{photos}"', "data.pad": 0, "train.batch_size": 8}
+    train(load_config("fashion_mnist_mini", changes(**few)), run)
+    longer = load_config("fashion_mnist_mini", changes(**{**few, "train.steps": 3}))
+    (photos / "05.png").unlink()
+    Image.new("RGB", (28, 28)).save(photos / "99.png")
+    with pytest.raises(RunError, match=r"train images .* have changed.*\d are gone \(05.png.*, \d are new.*--changed-data"):
+        train(longer, run, resume=True)
+    assert train(longer, run, resume=True, changed_data=True)["steps"] == 3
+    # Of arrays the contents count.
+    arrays = {name: np.zeros((40, 28, 28), np.uint8) for name in ("x_train", "x_test")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    few["data.source"], few["train.steps"] = f'"{tmp_path / "a.npz"}"', 1
+    train(load_config("fashion_mnist_mini", changes(**few)), tmp_path / "arrays")
+    arrays["x_train"][3, 3, 3] = 1
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(RunError, match="train images of .* have changed since it began: 40 images then, 40 now"):
+        train(load_config("fashion_mnist_mini", changes(**{**few, "train.steps": 2})), tmp_path / "arrays", resume=True)
