@@ -24,7 +24,17 @@ def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
     # The tests compare with it where its backend is.
     install(session, f".[{extras}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
     # The safe path keeps the checkout out of sys.path in the processes that tests start, too.
-    session.run("pytest", *arguments, *session.posargs, env={"KERAS_BACKEND": backend, "PYTHONSAFEPATH": "1"})
+    # Two at a time: most of a test is compiling, on one core. A file's module-wide runs may be made once in each.
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        *arguments,
+        *session.posargs,
+        env={"KERAS_BACKEND": backend, "PYTHONSAFEPATH": "1"},
+    )
 
 
 @nox.session
