@@ -37,55 +37,67 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     # |z|^2 is the same for every code, and the argmin needs no square root.
     if block is None:
         return lowest(ops.sum(ops.square(codebook), axis=-1) - 2.0 * ops.matmul(latents, ops.transpose(codebook)))
-    # |e|^2 rides along in the product, as the weight of a last coordinate that is 1 in every latent: one pass less over all
-    # distances. (Not in exports: with it, TensorFlow's converter to ONNX gave an autoencoder that computes something else.)
+    # A last coordinate that is 1 in every latent, for |e|^2 to ride along in the product.
     latents = ops.concatenate([latents, ops.ones_like(latents[..., :1])], axis=-1)
-    codes = ops.transpose(ops.concatenate([-2.0 * codebook, ops.sum(ops.square(codebook), axis=-1, keepdims=True)], axis=-1))
-    positions, codebook_size = latents.shape[:-1], codes.shape[1]
+    positions, codebook_size = latents.shape[:-1], codebook.shape[0]
+    rows = max(block // min(codebook_size, _CODES_AT_ONCE), 1)
+    # Made once where it is small, not for each image.
+    weights = _as_weights(codebook) if codebook_size <= _CODES_AT_ONCE else None
+
+    def search(some: Tensor) -> Tensor:
+        flat = ops.reshape(some, (-1, some.shape[-1]))
+        return _nearest_in_parts(flat, codebook, rows) if weights is None else _nearest_in_blocks(flat, weights, rows)
+
     if positions and all(isinstance(size, int) for size in positions):
-        flat = ops.reshape(latents, (-1, latents.shape[-1]))
-        return ops.reshape(_nearest_in_blocks(flat, codes, max(block // min(codebook_size, _CODES_AT_ONCE), 1)), positions)
+        return ops.reshape(search(latents), positions)
     inside = positions[1:]
     if inside and all(isinstance(size, int) for size in inside) and math.prod(inside) * codebook_size * _UNROLLED > block:
-        rows = max(block // min(codebook_size, _CODES_AT_ONCE), 1)
-        image_shape = (-1, latents.shape[-1])
-        indices = ops.map(lambda image: _nearest_in_blocks(ops.reshape(image, image_shape), codes, rows), latents)
-        return ops.reshape(indices, (-1, *inside))
-    return lowest(ops.matmul(latents, codes))
+        return ops.reshape(ops.map(search, latents), (-1, *inside))
+    return lowest(ops.matmul(latents, _as_weights(codebook)))
 
 
-def _nearest_in_blocks(latents: Tensor, codes: Tensor, rows: int) -> Tensor:
-    """Indices (n,) for latents (n, d), `rows` of them at once; n is known."""
+def _as_weights(codebook: Tensor) -> Tensor:
+    """Codes (k, d) as the matrix (d + 1, k) that gives |e|^2 - 2 z e for latents with a last coordinate of 1.
+
+    One pass less over all distances than to add |e|^2. (Not in exports: with it, TensorFlow's converter to ONNX gave an
+    autoencoder that computes something else.)
+    """
+    return ops.transpose(ops.concatenate([-2.0 * codebook, ops.sum(ops.square(codebook), axis=-1, keepdims=True)], axis=-1))
+
+
+def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
+    """Indices (n,) for latents (n, d + 1) among codes (k, d), some codes after the others, so that few are copied at once."""
+    count, codebook_size = latents.shape[0], codebook.shape[0]
+
+    def search(number: Tensor, best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        # The last part begins earlier, to be as long as the others: codes that come again are not nearer.
+        start = ops.minimum(number * _CODES_AT_ONCE, codebook_size - _CODES_AT_ONCE)
+        weights = _as_weights(ops.slice(codebook, (start, 0), (_CODES_AT_ONCE, codebook.shape[1])))
+        position = _nearest_in_blocks(latents, weights, rows)
+        distance = ops.sum(latents * ops.take(ops.transpose(weights), position, axis=0), axis=-1)
+        # Only what is nearer replaces, so that of equals the first stays.
+        nearer = distance < best[0]
+        return ops.where(nearer, distance, best[0]), ops.where(nearer, position + start, best[1])
+
+    none = ops.full((count,), math.inf, "float32"), ops.zeros((count,), "int32")
+    return ops.fori_loop(0, -(-codebook_size // _CODES_AT_ONCE), search, none)[1]
+
+
+def _nearest_in_blocks(latents: Tensor, weights: Tensor, rows: int) -> Tensor:
+    """Indices (n,) for latents (n, d + 1), `rows` of them at once; n is known."""
     count = latents.shape[0]
     blocks = -(-count // rows)
-    if blocks == 1:
-        return _nearest_in_parts(latents, codes)
     if blocks <= _UNROLLED:
-        parts = [_nearest_in_parts(latents[start : start + rows], codes) for start in range(0, count, rows)]
-        return ops.concatenate(parts)
+        return ops.concatenate([lowest(ops.matmul(latents[start : start + rows], weights)) for start in range(0, count, rows)])
     padded = ops.pad(latents, ((0, blocks * rows - count), (0, 0)))
 
     def search(number: Tensor, indices: Tensor) -> Tensor:
         part = ops.slice(padded, (number * rows, 0), (rows, latents.shape[1]))
         # Into one result: kept one by one, the small results would lie between the large distances that are freed, and PyTorch
         # would find no place for the next ones but behind them, until all of the table was held.
-        return ops.slice_update(indices, (number * rows,), _nearest_in_parts(part, codes))
+        return ops.slice_update(indices, (number * rows,), lowest(ops.matmul(part, weights)))
 
     return ops.fori_loop(0, blocks, search, ops.zeros((blocks * rows,), "int32"))[:count]
-
-
-def _nearest_in_parts(latents: Tensor, codes: Tensor) -> Tensor:
-    """Indices (n,) for latents (n, d), some of the codes (d, k) at once."""
-    if codes.shape[1] <= _CODES_AT_ONCE:
-        return lowest(ops.matmul(latents, codes))
-    best, indices = None, None
-    for start in range(0, codes.shape[1], _CODES_AT_ONCE):
-        distances = ops.matmul(latents, codes[:, start : start + _CODES_AT_ONCE])
-        low, position = ops.min(distances, axis=-1), lowest(distances) + start
-        # Only what is nearer replaces, so that of equals the first stays.
-        indices = position if best is None else ops.where(low < best, position, indices)
-        best = low if best is None else ops.minimum(low, best)
-    return indices
 
 
 def lowest(distances: Tensor) -> Tensor:
@@ -107,7 +119,9 @@ def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     The gradient that reaches the codebook is dense.
     """
     # The gradient of a bare `take` is sparse on TensorFlow, and Keras' Adam squares it without summing repeated rows.
-    return ops.take(ops.convert_to_tensor(codebook) * 1.0, indices, axis=0)
+    # Through a reshape it becomes dense, at no cost.
+    codebook = ops.convert_to_tensor(codebook)
+    return ops.take(ops.reshape(codebook, codebook.shape), indices, axis=0)
 
 
 def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
