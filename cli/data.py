@@ -61,12 +61,12 @@ def pack(
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    display = choose_progress("image")
-    started: list[int] = []
+    display, started = choose_progress("image"), False
 
     def show(done: int, total: int) -> None:
+        nonlocal started
         if not started:
-            started.append(total)
+            started = True
             display.start(total, 0)
         display.step(done)
 

@@ -32,10 +32,10 @@ class BadFiles:
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The training batches, unchanged."""
-        for batch in batches:
+        for batch in self.name(batches):
             self.seen += len(batch["images"])
             self.bad.update(name for name, _ in batch["skipped"])
-            yield from self.name(iter([batch]))
+            yield batch
 
     def name(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Any batches, unchanged; their bad files are named, and do not count."""

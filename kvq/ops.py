@@ -53,7 +53,7 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     inside = positions[1:]
     if inside and all(isinstance(size, int) for size in inside) and math.prod(inside) * codebook_size * _UNROLLED > block:
         return ops.reshape(ops.map(search, latents), (-1, *inside))
-    return lowest(ops.matmul(latents, _as_weights(codebook)))
+    return lowest(ops.matmul(latents, _as_weights(codebook) if weights is None else weights))
 
 
 def _as_weights(codebook: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from kvq.atomic import write_bytes
 from kvq.config import RunConfig
 from kvq.data import locate, open_source
 from kvq.data.contract import Batch, Source
-from kvq.data.listing import Listing
-from kvq.data.sources import check_images, fingerprint, listing_of
+from kvq.data.sources import FolderSource, check_images, fingerprint, listing_of
 from kvq.errors import ConfigError, DataError, RunError
 from kvq.run import Run
 
@@ -70,14 +69,14 @@ def check_unchanged(run: Run, source: Source, validation: Source) -> None:
     """
     before = run.record.get("data", {})
     for name, images in zip(NAMES, (source, validation), strict=True):
-        # A folder was opened with the names that the run keeps, so that it is looked through once more.
-        now = open_source(run.config.data.source if name == "train" else _validation(run.config), images.split)
+        now: Source = images
+        if isinstance(images, FolderSource):  # opened with the names that the run keeps, so looked through once more
+            now = open_source(run.config.data.source if name == "train" else _validation(run.config), images.split)
         if name not in before or fingerprint(now) == before[name]:
             continue
         what = f"{before[name]['images']} images then, {len(now)} now"
-        kept, listing = listing_of(images), listing_of(now)
-        if kept and listing:
-            old, new = (set(Listing(each.partition(b"\n")[2])) for each in (kept, listing))
+        if isinstance(images, FolderSource) and isinstance(now, FolderSource):
+            old, new = set(images.names), set(now.names)
             gone, added = sorted(old - new), sorted(new - old)
             what += f"; {len(gone)} are gone{_first(gone)}, {len(added)} are new{_first(added)}"
         raise RunError(

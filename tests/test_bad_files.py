@@ -283,14 +283,21 @@ def test_few_files_say_nothing_about_the_rest(tmp_path):
     assert len((tmp_path / "skipped.txt").read_text("utf-8").splitlines()) == 2
 
 
-def test_a_whole_epoch_of_bad_draws_from_generators_comes_through_as_it_is(tmp_path):
-    """TensorFlow wraps what a generator raises; the user is told what happened all the same."""
+def test_what_the_loader_raises_during_training_comes_through_as_it_is(folder, tmp_path, monkeypatch):
+    """TensorFlow wraps what a generator raises in an error of its own; the user is told what happened all the same."""
+    monkeypatch.setattr("kvq.data.loader.SUBSTITUTES", 0)
+    untouched = ("data.max_bad_fraction=1", 'codebook.initialise="none"', "codebook.replace_dead_every=0")
+    with pytest.raises(DataError, match="^photos .train. has too few images that can be used: 1 drawn in a row cannot."):
+        train(small_config(folder, "train.steps=12", *untouched), out=tmp_path / "run")
+    assert Run(tmp_path / "run").record["status"] == "failed"
+
+
+def test_a_folder_of_images_that_are_all_too_small_is_refused(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(30):
         pattern(number, size=(2, 2)).save(photos / f"{number:02d}.png")
-    pattern(0).save(photos / "00.png")  # held out for validation: decodes, and is large enough
-    with pytest.raises(DataError, match="can be used"):
+    with pytest.raises(DataError, match="No image of photos .train. can be used. The first: 01.png: 2 x 2 pixels"):
         train(small_config(photos, "train.steps=3", "data.max_bad_fraction=1", 'data.small="skip"'), out=tmp_path / "run")
 
 

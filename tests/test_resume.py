@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,10 +138,14 @@ def test_a_signal_saves_and_leaves_with_the_status_that_says_so(tmp_path, number
     assert (run / "model" / "config.json").exists()
 
 
-def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight):
-    again = subprocess.run(command(straight, "--resume", "--json"), capture_output=True, text=True)
+def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight, tmp_path):
+    run = shutil.copytree(straight, tmp_path / "run")
+    again = subprocess.run(command(run, "--resume", "--json"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["status"] == "finished" and json.loads(again.stdout)["steps"] == STEPS
+    longer = subprocess.run(command(run, "--resume", "--json", "--steps", str(STEPS + 2)), capture_output=True, text=True)
+    assert longer.returncode == 0, longer.stderr
+    assert json.loads(longer.stdout)["steps"] == STEPS + 2 and records(run)[-1]["step"] == STEPS + 2
 
 
 def test_resume_or_start_starts_where_there_is_nothing_and_where_nothing_was_saved(tmp_path):

@@ -21,7 +21,7 @@ class Listing(Sequence[str]):
     """
 
     def __init__(self, names: bytes):
-        self._names = names
+        self.content = names
         self._ends: NDArray[np.integer] = np.flatnonzero(np.frombuffer(names, np.uint8) == 0)
 
     @classmethod
@@ -38,10 +38,10 @@ class Listing(Sequence[str]):
             raise IndexError(f"No name {index} among {len(self)}.")
         index %= len(self)
         start = self._ends[index - 1] + 1 if index else 0
-        return os.fsdecode(self._names[start : self._ends[index]])
+        return os.fsdecode(self.content[start : self._ends[index]])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Listing) and self._names == other._names
+        return isinstance(other, Listing) and self.content == other.content
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -51,7 +51,7 @@ class Listing(Sequence[str]):
 
     def to_bytes(self, **of: str) -> bytes:
         """The names after a line that says what they are the names `of`."""
-        return json.dumps(of).encode() + b"\n" + self._names
+        return json.dumps(of).encode() + b"\n" + self.content
 
     @classmethod
     def read(cls, path: Path, **of: str) -> "Listing | None":

@@ -4,11 +4,15 @@ A folder of shards holds `index.json` and the files that it lists. A record is a
 a newline, and the encoded image.
 """
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 
 from kvq.data.contract import Element
 from kvq.data.decoding import decode
@@ -73,7 +77,6 @@ class ShardSource:
         folder: With `index.json`.
         split: Which of `splits` this is.
         splits: What is offered; a part of the split "all" where the images had no splits of their own.
-        indices: Which records, in their order; None for all.
 
     Raises:
         DataError: If the folder is not whole; from `source[i]`, BadImageError, if a record is broken.
@@ -81,7 +84,7 @@ class ShardSource:
 
     channels = 3
 
-    def __init__(self, folder: Path, split: str = "all", splits: tuple[str, ...] = ("all",), indices: Any = None) -> None:
+    def __init__(self, folder: Path, split: str = "all", splits: tuple[str, ...] = ("all",)) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         index = read_index(folder)
@@ -92,7 +95,13 @@ class ShardSource:
             self._records = ArrayRecordDataSource([str(folder / shard.file) for shard in shards])
         except Exception as error:  # its errors have no common class
             raise DataError(f"{folder} cannot be read: {error}. Pack the images anew.") from error
-        self._indices = range(len(self._records)) if indices is None else indices
+        self._indices: Sequence[int] | NDArray[np.integer] = range(len(self._records))
+
+    def where(self, chosen: NDArray[np.bool_]) -> "ShardSource":
+        """The same with those images alone at which `chosen` (len(self),) is true."""
+        part = copy.copy(self)
+        part._indices = np.asarray(self._indices)[chosen]
+        return part
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -112,7 +112,7 @@ class FolderSource:
         if not len(names):
             raise DataError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)}.")
         self.name, self.split, self.splits = name or folder.name, split, splits
-        self.folder, self.names = folder, names
+        self.folder, self.names = folder, names if isinstance(names, Listing) else Listing.of(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -181,9 +181,8 @@ def open_source(
         names = known or _held_out(list_split(path, split, splits), split, splits)
         return FolderSource(path, names, name=name, split=split, splits=splits)
     if kind == "shards":
-        whole = ShardSource(path, split, splits)
-        chosen = np.flatnonzero(_chosen(len(whole), split)) if splits == ("all",) else None
-        return ShardSource(path, split, splits, chosen)
+        packed = ShardSource(path, split, splits)
+        return packed.where(_chosen(len(packed), split)) if splits == ("all",) else packed
     file, labels_file = (idx_file(path, each) for each in IDX_FILES[split]) if kind == "idx" else (npz_file(path), None)
     assert file is not None  # the collection offers the split
     if kind == "idx":
@@ -200,8 +199,7 @@ def listing_of(source: Source) -> bytes | None:
     """What to write into the file that `open_source` takes as `listing`; None where the source is no folder of images."""
     if not isinstance(source, FolderSource):
         return None
-    names = source.names if isinstance(source.names, Listing) else Listing.of(source.names)
-    return names.to_bytes(folder=str(source.folder.resolve()), split=source.split)
+    return source.names.to_bytes(folder=str(source.folder.resolve()), split=source.split)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -212,8 +210,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
             digest.update(np.ascontiguousarray(array).data)
     elif isinstance(source, ShardSource):
         digest.update(json.dumps(source.sha256).encode())
-    else:
-        digest.update((listing_of(source) or b"").partition(b"\n")[2])
+    elif isinstance(source, FolderSource):
+        digest.update(source.names.content)
     return {"images": len(source), "sha256": digest.hexdigest()}
 
 
