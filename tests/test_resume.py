@@ -69,25 +69,28 @@ def records(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
+# With two threads PyTorch's last bit differs between runs on busy cores, also between two that nobody stopped.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """In a process of its own, as those that are killed: what else runs in a process may change how it rounds."""
     run = tmp_path_factory.mktemp("runs") / "straight"
-    subprocess.run(command(run), check=True, capture_output=True)
+    subprocess.run(command(run), check=True, capture_output=True, env=ONE_THREAD)
     return run
 
 
-@pytest.mark.slow  # on PyTorch with busy cores the last bit has been seen to differ: not yet understood
 def test_killed_at_a_random_moment_and_resumed_gives_the_same_bits(straight, tmp_path):
     """Weights, optimizer, seeds and sums; every record of the log; and nothing is left behind."""
     run, moment = tmp_path / "run", random.Random(os.getpid()).uniform(0, 0.4)
-    process = subprocess.Popen(command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     while process.poll() is None and not list(run.glob("checkpoints/step_*")):
         time.sleep(0.005)
     time.sleep(moment)
     process.kill()
     process.wait()
-    resumed = subprocess.run(command(run, "--resume-or-start"), capture_output=True, text=True)
+    resumed = subprocess.run(command(run, "--resume-or-start"), capture_output=True, text=True, env=ONE_THREAD)
     assert resumed.returncode == 0, resumed.stderr
     before, after = whole_state(straight), whole_state(run)
     assert before.keys() == after.keys()
