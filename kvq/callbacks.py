@@ -1,86 +1,25 @@
-"""What happens between training steps: measuring, drawing, saving. What is done to the codebook is in `codebook_callbacks`.
+"""Actions between training steps: measuring, drawing, saving. What is done to the codebook is in `codebook_callbacks`."""
 
-All of it hangs on one Keras callback, `BetweenSteps`, and runs when a step begins, so that Keras may queue steps ahead.
-Touching the model costs a synchronisation of its whole state on JAX: it happens only when something is due.
-"""
-
+import io
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 
 from kvq import plots
+from kvq.atomic import write_bytes
 from kvq.checkpoint import save_checkpoint
 from kvq.data.contract import Batch
-from kvq.errors import TrainingError
 from kvq.evaluation import measure
 from kvq.ops import to_uint8
+from kvq.optimizer import averaged
 from kvq.progress import Progress
 from kvq.run import Run
 
 Batches = Callable[[], Iterator[Batch]]
-
-
-class Action(Protocol):
-    """Something to do after a number of finished steps. `ending` is the run's status once no further step will come."""
-
-    def due(self, step: int, ending: str | None) -> bool: ...
-
-    def act(self, model: keras.Model, step: int) -> None: ...
-
-
-class BetweenSteps(keras.callbacks.Callback):
-    """Runs what is due, in order, and ends the run where `should_stop` says so.
-
-    Args:
-        first_step: Steps that were done before this `fit`.
-        last_step: Steps that will have been done after it.
-        should_stop: Asked between steps.
-        on_step: Told the number of finished steps.
-
-    `actions` run in their order. `seconds` is the time spent training so far, without that of the actions.
-    """
-
-    def __init__(
-        self,
-        first_step: int,
-        last_step: int,
-        should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[int], None] = lambda step: None,
-    ):
-        super().__init__()
-        self.actions: list[Action] = []
-        self.first_step = first_step
-        self.last_step = last_step
-        self.should_stop = should_stop
-        self.on_step = on_step
-        self.step = first_step
-        self.seconds = 0.0
-        self._resumed = time.perf_counter()
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._run(self.first_step + batch, ending=None)
-        if self.should_stop():
-            # Keras asks for this after the step that begins now.
-            self.model.stop_training = True
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._run(self.step + 1, ending="finished" if self.step + 1 == self.last_step else "interrupted")
-
-    def _run(self, step: int, ending: str | None) -> None:
-        self.step = step
-        self.on_step(step)
-        due = [action for action in self.actions if action.due(step, ending)]
-        if due:
-            model = self.model
-            # Waits for the steps that Keras has queued: their time is training's, not the actions'.
-            keras.ops.convert_to_numpy(model.optimizer.iterations)
-            self.seconds += time.perf_counter() - self._resumed
-            for action in due:
-                action.act(model, step)
-            self._resumed = time.perf_counter()
 
 
 class RestoreSums:
@@ -143,24 +82,44 @@ class LogMetrics:
         result = {name: float(value) for name, value in model.get_metrics_result().items()}
         waited, trained = self.waited(), self.trained()
         steps, seconds = step - self._since[0], max(trained - self._since[2], 1e-9)
+        # The terms leave out images whose loss is not finite; Keras' own mean of the loss does not.
+        del result["loss"]
         self.last = {
             "step": step,
             "split": "train",
-            "loss": result.pop("loss"),
+            "loss": sum(result[name] for name in ("reconstruction", *model.quantizer.loss_names)),
             **result,
             "images_per_second": steps * self.batch_size / seconds,
             "input_wait": min((waited - self._since[1]) / seconds, 1.0),
         }
         self._since = (step, waited, trained)
         model.reset_metrics()
-        if not np.isfinite(self.last["loss"]):
-            raise TrainingError(
-                f"The loss became {self.last['loss']} by step {step}: {_in_words(self.last)}. Lower train.learning_rate, or "
-                "add train.warmup_steps."
-            )
         self.run.append_metrics(self.last)
         for watcher in self.watchers:
             watcher.log(self.last)
+
+
+class LogBatches:
+    """Writes the SHA-256 of every batch to metrics.jsonl, so that two runs can be compared. Every step then waits for the last.
+
+    Args:
+        run: The run.
+        hashes: Of the batches that were handed out and not yet written, oldest first; the first belongs to the next step.
+    """
+
+    def __init__(self, run: Run, hashes: deque[str]):
+        self.run = run
+        self.hashes = hashes
+        self._step: int | None = None
+
+    def due(self, step: int, ending: str | None) -> bool:
+        return True
+
+    def act(self, model: keras.Model, step: int) -> None:
+        before = step if self._step is None else self._step
+        for number in range(before + 1, step + 1):
+            self.run.append_metrics({"step": number, "split": "batch", "sha256": self.hashes.popleft()})
+        self._step = step
 
 
 class Validate:
@@ -184,7 +143,8 @@ class Validate:
         return ending == "finished" or (not ending and 0 < step and step % self.every == 0)
 
     def act(self, model: keras.Model, step: int) -> None:
-        measured = measure(model, self.batches())
+        with averaged(model):
+            measured = measure(model, self.batches())
         losses = measured.pop("losses")
         kept = {name: measured[name] for name in ("psnr", "ssim", "usage", "perplexity", "images_per_second")}
         self.last = {"step": step, "split": "validation", "loss": sum(losses.values()), **losses, **kept}
@@ -220,42 +180,49 @@ class DrawSamples:
 
     def act(self, model: keras.Model, step: int) -> None:
         for name, images in self.images.items():
-            outputs = model.predict_on_batch(images)
+            with averaged(model):
+                outputs = model.predict_on_batch(images)
             restored = keras.ops.convert_to_numpy(to_uint8(outputs["reconstruction"]))
             picture = plots.image_grid(images, restored)
-            picture.save(self.run.samples / f"{name}_{step:08d}.png")
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            write_bytes(self.run.samples / f"{name}_{step:08d}.png", content.getvalue())
             for watcher in self.watchers:
                 watcher.picture(name, step, picture)
         plots.loss_curves(self.run.read_metrics(), self.run.loss_plot)
 
 
 class SaveCheckpoint:
-    """Saves the whole training state.
+    """Saves the whole training state; where that fails, again after a while, and nothing that was saved before is touched.
 
     Args:
         run: The run.
+        config: Of the run, kept with the state.
         every_steps, every_minutes: Whichever comes first; the end of a run always has one, and so has a new best.
         keep: How many of the newest stay, beside the best.
         validate: Whose measurements say which is the best.
     """
 
-    def __init__(self, run: Run, every_steps: int, every_minutes: float, keep: int, validate: Validate):
+    RETRY = 60.0  # seconds
+
+    def __init__(self, run: Run, config: dict[str, Any], every_steps: int, every_minutes: float, keep: int, validate: Validate):
         self.run = run
+        self.config = config
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep = keep
         self.validate = validate
-        self._saved = time.monotonic()
+        self._next = self._later(60 * every_minutes)
 
     def due(self, step: int, ending: str | None) -> bool:
-        late = time.monotonic() - self._saved >= 60 * self.every_minutes
+        late = time.monotonic() >= self._next
         return ending is not None or (0 < step and (step % self.every_steps == 0 or late or self.validate.due(step, ending)))
 
     def act(self, model: keras.Model, step: int) -> None:
         measured = self.validate.last.get("psnr") if self.validate.last.get("step") == step else None
-        save_checkpoint(self.run, model, step, self.keep, measured)
-        self._saved = time.monotonic()
+        self._next = self._later(self.RETRY)
+        save_checkpoint(self.run, model, step, self.keep, self.config, measured)
+        self._next = self._later(60 * self.every_minutes)
 
-
-def _in_words(record: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in record.items() if isinstance(value, float))
+    def _later(self, seconds: float) -> float:
+        return time.monotonic() + seconds

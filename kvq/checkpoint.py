@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ FORMAT_VERSION = 1
 _BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
-def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validation_psnr: float | None = None) -> Path:
+def save_checkpoint(
+    run: Run, model: keras.Model, step: int, keep: int, config: dict[str, Any], validation_psnr: float | None = None
+) -> Path:
     """Saves the state after `step` steps, then removes all but the newest `keep` and the best.
 
     Args:
+        config: Of the run, as plain values.
         validation_psnr: In dB, measured at this very step, if it was. The best checkpoint is the one with the highest.
     """
     folder = run.checkpoints / f"step_{step:08d}"
@@ -40,6 +44,7 @@ def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validati
         "step": step,
         "backend": keras.backend.backend(),
         "validation_psnr": validation_psnr,
+        "config": config,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     with new_folder(folder) as temporary:
@@ -49,28 +54,46 @@ def save_checkpoint(run: Run, model: keras.Model, step: int, keep: int, validati
     return folder
 
 
-def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]) -> int:
-    """Puts the newest checkpoint that is whole into a compiled model; the number of steps that it had done.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole training state: after `step` steps on `backend`, of a run with `config`."""
+
+    folder: Path
+    step: int
+    backend: str
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def restore(self, model: keras.Model) -> None:
+        """Puts the state into a compiled model.
+
+        Raises:
+            RunError: If it is of another model.
+        """
+        model.optimizer.build(model.trainable_variables)
+        variables = dict(_state(model))
+        if {name: variable.shape for name, variable in variables.items()} != {k: a.shape for k, a in self.arrays.items()}:
+            raise RunError(f"{self.folder} is of another model than the configuration. Was its state or config.toml edited?")
+        for name, variable in variables.items():
+            variable.assign(self.arrays[name])
+
+
+def read_checkpoint(run: Run, note: Callable[[str], None]) -> Checkpoint:
+    """The newest checkpoint that is whole.
 
     Args:
         note: Told of every checkpoint that was passed over because it is broken.
 
     Raises:
-        RunError: If there is none, or the newest is of another model.
+        RunError: If there is none.
     """
+    if not run.exists:
+        raise RunError(f"{run.folder} holds no run to resume. Leave --resume away to start one.")
     for folder in reversed(_folders(run)):
         try:
-            step, arrays = _read(folder)
+            return _read(folder)
         except _BROKEN as error:
             note(f"{folder} is broken ({error}); the one before it is taken.")
-            continue
-        model.optimizer.build(model.trainable_variables)
-        variables = dict(_state(model))
-        if {name: variable.shape for name, variable in variables.items()} != {k: a.shape for k, a in arrays.items()}:
-            raise RunError(f"{folder} is of another model than the configuration of {run.folder}. Its config.toml was edited.")
-        for name, variable in variables.items():
-            variable.assign(arrays[name])
-        return step
     raise RunError(f"{run.checkpoints} holds no whole checkpoint to resume from. Give --overwrite to start again.")
 
 
@@ -101,14 +124,14 @@ def _folders(run: Run) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")))
 
 
-def _read(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+def _read(folder: Path) -> Checkpoint:
     description = json.loads((folder / "state.json").read_text("utf-8"))
     if description["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format_version {description['format_version']}, not {FORMAT_VERSION}")
     content = (folder / "state.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise ValueError("its checksum does not hold")
-    return description["step"], load(content)
+    return Checkpoint(folder, description["step"], description["backend"], description["config"], load(content))
 
 
 def _remove_old(run: Run, keep: int) -> None:

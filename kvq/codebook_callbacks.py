@@ -4,7 +4,6 @@ Between steps, because an assignment to a trained weight inside a step is silent
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -85,7 +84,7 @@ class ReplaceDeadCodes:
         latents = _latents(model, self.batch(step)["images"])
         changed = model.quantizer.replace_dead(latents, self.below, np.random.default_rng((self.seed, step)))
         for variable, rows in changed:
-            _clear_slots(model.optimizer, variable, rows)
+            model.optimizer.forget(variable, rows)
         if changed:
             replaced, codes = sum(len(rows) for _, rows in changed), sum(variable.shape[0] for variable, _ in changed)
             self.note(f"step {step}: {replaced} of {codes} codes were dead and replaced")
@@ -95,16 +94,3 @@ def _latents(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Latents (n, latent_dim) of a batch of uint8 images, in float32 on the host."""
     latents = model.encoder.predict_on_batch(keras.ops.convert_to_numpy(rescale(images)))
     return np.asarray(latents, "float32").reshape(-1, latents.shape[-1])
-
-
-def _clear_slots(optimizer: keras.optimizers.Optimizer, variable: Any, rows: np.ndarray) -> None:
-    """Forgets the optimizer's running means of rows of a trained variable: they would drag the new rows after the old."""
-    if not variable.trainable:
-        return
-    for slots in vars(optimizer).values():
-        if isinstance(slots, list) and len(slots) == len(optimizer._trainable_variables):
-            slot = slots[optimizer._get_variable_index(variable)]
-            if slot is not variable and tuple(slot.shape) == tuple(variable.shape):
-                values = np.array(keras.ops.convert_to_numpy(slot))
-                values[rows] = 0.0
-                slot.assign(values)

@@ -24,18 +24,29 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 class TrainConfig(Section):
-    """How long, how fast and how often; a step is an optimizer step."""
+    """How long, how fast and how often; a step is an optimizer step.
+
+    `clip_norm` bounds the norm of all gradients together. With `average_decay`, what is validated, drawn and saved as the model
+    are running averages of the weights, that much of which is kept per step. A step whose loss or gradient is not finite is not
+    taken: it ends the run or, with `on_nonfinite = "skip"`, is left out, `most_skipped` times. `log_batches` writes the SHA-256
+    of every batch into metrics.jsonl.
+    """
 
     steps: int = Field(ge=1, le=10**9)
     batch_size: int = Field(ge=1, le=2**20)
     learning_rate: float = Field(gt=0, le=10)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, le=10**9)
+    clip_norm: float | None = Field(None, gt=0)
+    average_decay: float | None = Field(None, ge=0, lt=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    most_skipped: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     log_every: int = Field(100, ge=1)
     sample_every: int = Field(1000, ge=1)
     validate_every: int = Field(1000, ge=1)
+    log_batches: bool = False
 
 
 class _Model(Section):

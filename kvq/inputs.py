@@ -1,7 +1,9 @@
 """What training is fed with, and how long it waited for it."""
 
 import contextlib
+import hashlib
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,11 +15,14 @@ from kvq.errors import DataError
 class TimedInputs:
     """Training batches, and how long training waited for them.
 
-    Where a backend fetches ahead by itself, as TensorFlow does, that is an upper bound.
+    Where a backend fetches ahead by itself, as TensorFlow does, that is an upper bound. `hashes` are the SHA-256 of the batches,
+    if they are to be `hashed`.
     """
 
-    def __init__(self, batches: Iterator[Batch]):
+    def __init__(self, batches: Iterator[Batch], hashed: bool = False):
         self.batches = batches
+        self.hashed = hashed
+        self.hashes: deque[str] = deque()
         self.waited = 0.0
         self.error: DataError | None = None
 
@@ -30,6 +35,8 @@ class TimedInputs:
                 self.error = error
                 raise
             self.waited += time.perf_counter() - started
+            if self.hashed:
+                self.hashes.append(hashlib.sha256(batch["images"].tobytes()).hexdigest())
             yield (batch["images"],)
 
     @contextlib.contextmanager

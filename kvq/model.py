@@ -81,12 +81,15 @@ class VQVAE(_Composite):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         terms = self.loss_terms(x, y_pred)
-        for name, values in terms.items():
-            self.means[name].update_state(values)
-        self.means["psnr"].update_state(psnr_from_mse(terms["reconstruction"] / self.loss_weights["reconstruction"]))
+        losses = sum(terms.values())
+        psnr = psnr_from_mse(terms["reconstruction"] / self.loss_weights["reconstruction"])
+        # One image whose loss is not finite would make every mean so.
+        finite = ops.isfinite(losses)
+        for name, values in {**terms, "psnr": psnr}.items():
+            self.means[name].update_state(ops.where(finite, values, 0.0), sample_weight=finite)
         for indices in tree.flatten(y_pred["indices"]):
             self.codebook_usage.update_state(indices)
-        return ops.mean(sum(terms.values()))
+        return ops.mean(losses)
 
     def encode(self, images: Tensor) -> Any:
         """int32 indices of uint8 images (batch, h, w, channels): (batch, h', w'), or a tree of them for several grids."""

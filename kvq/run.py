@@ -1,16 +1,21 @@
 """The run folder: where things lie in it, and its lock."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kvq.atomic import write_text
 from kvq.config import RunConfig, load_config
 from kvq.errors import RunError
+
+FORMAT_VERSION = 1
 
 
 class Run:
@@ -31,6 +36,8 @@ class Run:
         self.model = self.folder / "model"
         self.tensorboard = self.folder / "tensorboard"
         self.skipped_file = self.folder / "skipped.txt"
+        self.log_file = self.folder / "log.txt"
+        self._unwritten: list[dict[str, Any]] = []
 
     @property
     def exists(self) -> bool:
@@ -49,6 +56,12 @@ class Run:
             raise RunError(f"{self.record_file} cannot be read: {error}. A run folder has a run.json.") from None
         if not isinstance(record, dict):
             raise RunError(f"{self.record_file} must hold a JSON object. Received: {type(record).__name__}.")
+        version = record.get("format_version", 1)
+        if version != FORMAT_VERSION:
+            raise RunError(
+                f"{self.folder} is a run of format {version}, of kvq {record.get('kvq', 'unknown')}. This kvq reads format "
+                f"{FORMAT_VERSION}: use that kvq, or another --out."
+            )
         return record
 
     def create(self, config: RunConfig, record: dict[str, Any], overwrite: bool = False) -> None:
@@ -67,10 +80,13 @@ class Run:
                     shutil.rmtree(self.folder)
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-            write_text(self.config_file, config.to_toml())
-            self.write_record(record)
+            self.write_config(config)
+            self.write_record({"format_version": FORMAT_VERSION, **record})
         except OSError as error:
             raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from None
+
+    def write_config(self, config: RunConfig) -> None:
+        write_text(self.config_file, config.to_toml())
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_text(self.record_file, json.dumps(record, indent=2) + "\n")
@@ -79,9 +95,32 @@ class Run:
         self.write_record({**self.record, **changes})
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Adds a line to metrics.jsonl.
+
+        Raises:
+            OSError: If that cannot be done now; the next call adds this line too.
+        """
+        self._unwritten.append(record)
+        with self.metrics_file.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            content = "".join(json.dumps(line) + "\n" for line in self._unwritten).encode()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics_file))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+        self._unwritten.clear()
+
+    def log(self, text: str) -> None:
+        """Adds a line with the time to log.txt, if that can be written."""
+        with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}\n")
+
+    def nonfinite_file(self, step: int) -> Path:
+        """Where the batch of a step goes whose loss or gradient was not finite."""
+        return self.folder / f"nonfinite_{step:08d}.npz"
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every complete line of metrics.jsonl; a line that a killed process left unfinished is passed over."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 
 from kvq import __version__, artifact, backends
 from kvq.bad_files import BadFiles
-from kvq.build import build_model
-from kvq.callbacks import BetweenSteps, DrawSamples, LogMetrics, RestoreSums, SaveCheckpoint, Validate
-from kvq.checkpoint import has_checkpoint, restore_checkpoint
+from kvq.between_steps import BetweenSteps
+from kvq.build import build_model, build_optimizer
+from kvq.callbacks import DrawSamples, LogBatches, LogMetrics, RestoreSums, SaveCheckpoint, Validate
+from kvq.checkpoint import has_checkpoint, read_checkpoint
 from kvq.codebook_callbacks import InitialiseCodebook, ReplaceDeadCodes
-from kvq.config import RunConfig, TrainConfig, load_config
+from kvq.config import RunConfig, load_config
 from kvq.data import (
     evaluation_batches,
     evaluation_transforms,
@@ -27,11 +28,13 @@ from kvq.data import (
     training_transforms,
 )
 from kvq.data.contract import Source
-from kvq.errors import RunError
 from kvq.inputs import TimedInputs
 from kvq.model import VQVAE
+from kvq.nonfinite import CheckFinite
+from kvq.optimizer import averaged
 from kvq.progress import Progress
 from kvq.quantizers.initialisers import INITIALISERS
+from kvq.resuming import changed_keys, record_resumption
 from kvq.run import Run
 from kvq.run_images import check_unchanged, fingerprints, first_images, keep_listings, open_images, with_data
 from kvq.signals import stop_signals
@@ -64,6 +67,7 @@ def train(
         data: Where the training images are, or another known data set, instead of the configuration's.
         validation_data: Images to validate on, instead of the test split.
         resume: Continue the run in the folder from its last checkpoint.
+            The configuration may differ from its in what `kvq.resuming.FREE` names.
         resume_or_start: The same if there is one, else start: for schedulers that run one command again and again.
         changed_data: Continue even if the images are not those that the run began with.
         overwrite: Replace the run in the folder.
@@ -85,25 +89,33 @@ def train(
     if resume_or_start and run.exists:
         resume = has_checkpoint(run)
         overwrite = overwrite or not resume  # stopped before the first one: there is nothing to lose
-    source, validation = open_images(config, run if resume else None)
     watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
+
+    def note(text: str) -> None:
+        run.log(text)
+        progress.note(text)
 
     # Every seed that Keras draws comes from here. `keras.utils.set_random_seed` would import TensorFlow on every backend.
     random.seed(config.train.seed)
-    model = _compiled(config, source.channels)
-    if resume:
-        config = _resumed_config(run, config)
+    if not resume:
+        source, validation = open_images(config)
+        model = _compiled(config, source.channels)
+        run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
+        keep_listings(run, source, validation)
         with run.locked():
-            if not changed_data:
-                check_unchanged(run, source, validation)
-            first_step = restore_checkpoint(run, model, progress.note)
-            run.drop_metrics_after(first_step)
-            run.update_record(status="running")
-            return _train(run, config, model, source, validation, first_step, progress, watchers)
-    run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
-    keep_listings(run, source, validation)
+            return _train(run, config, model, source, validation, 0, note, progress, watchers)
+    checkpoint = read_checkpoint(run, note)
+    changes = changed_keys(run, checkpoint, config)
+    source, validation = open_images(config, run)
+    model = _compiled(config, source.channels)
     with run.locked():
-        return _train(run, config, model, source, validation, 0, progress, watchers)
+        if not changed_data:
+            check_unchanged(run, source, validation)
+        checkpoint.restore(model)
+        run.drop_metrics_after(checkpoint.step)
+        if checkpoint.step < config.train.steps:
+            record_resumption(run, checkpoint, config, changes, model, note)
+        return _train(run, config, model, source, validation, checkpoint.step, note, progress, watchers)
 
 
 def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
@@ -130,6 +142,7 @@ def _train(
     source: Source,
     validation: Source,
     first_step: int,
+    note: Callable[[str], None],
     progress: Progress,
     watchers: Sequence[Progress],
 ) -> dict[str, Any]:
@@ -140,28 +153,31 @@ def _train(
     cropped = evaluation_transforms(data.pad, data.crop, data.resize, data.small)
     checked = evaluation_batches(validation, cropped, train.batch_size, limit=data.validation_images)
     bad = BadFiles(run, len(source), data.max_bad_fraction)
-    inputs = TimedInputs(bad.watch(iterate(batches, start=first_step)))
+    inputs = TimedInputs(bad.watch(iterate(batches, start=first_step)), hashed=train.log_batches)
 
     with stop_signals() as stop, _status_on_error(run):
         samples = {
             name: first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
             for name, images in (("train", source), ("validation", validation))
         }
-        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step)
+        check = CheckFinite(run, batches.__getitem__, note)
+        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step, check, note)
         metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
         if first_step:
             between.actions.append(RestoreSums(model))
         between.actions += [bad, metrics, validate]
+        if train.log_batches:
+            between.actions.append(LogBatches(run, inputs.hashes))
         if codebook.initialise != "none":
             between.actions.append(InitialiseCodebook(lambda: iterate(batches), INITIALISERS[codebook.initialise], train.seed))
         if codebook.replace_dead_every:
             until = round(codebook.replace_until * train.steps)
             every, below = codebook.replace_dead_every, codebook.dead_below
-            between.actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, train.seed, progress.note))
+            between.actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, train.seed, note))
         between.actions += [
             DrawSamples(run, samples, train.sample_every, watchers),
-            SaveCheckpoint(run, checkpoint.every_steps, checkpoint.every_minutes, checkpoint.keep, validate),
+            SaveCheckpoint(run, config.model_dump(), checkpoint.every_steps, checkpoint.every_minutes, checkpoint.keep, validate),
         ]
         if first_step < train.steps:
             progress.start(train.steps, first_step)
@@ -169,7 +185,8 @@ def _train(
                 model.fit(
                     inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
                 )
-        artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
+        with averaged(model):
+            artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
         progress.stop()
     status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=_now())
@@ -179,41 +196,8 @@ def _train(
 def _compiled(config: RunConfig, channels: int) -> VQVAE:
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
     model.quantizer.trainable = not config.codebook.frozen
-    model.compile(optimizer=keras.optimizers.Adam(_learning_rate(config.train)))
+    model.compile(optimizer=build_optimizer(config.train))
     return model
-
-
-def _learning_rate(train: TrainConfig) -> Any:
-    if train.schedule == "constant" and not train.warmup_steps:
-        return train.learning_rate
-    # A cosine that decays to all of its start is a constant, so that one schedule serves both.
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if train.warmup_steps else train.learning_rate,
-        decay_steps=max(train.steps - train.warmup_steps, 1),
-        alpha=1.0 if train.schedule == "constant" else 0.0,
-        warmup_target=train.learning_rate if train.warmup_steps else None,
-        warmup_steps=train.warmup_steps,
-    )
-
-
-def _resumed_config(run: Run, config: RunConfig) -> RunConfig:
-    """The configuration to go on with: that of the run, with more steps if they were asked for."""
-    if not run.exists:
-        raise RunError(f"{run.folder} holds no run to resume. Leave --resume away to start one.")
-    before, now = run.config, config
-    longer = before.model_copy(update={"train": before.train.model_copy(update={"steps": now.train.steps})})
-    if longer != now:
-        old, new = _flat(longer.model_dump()), _flat(now.model_dump())
-        differences = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if new[key] != old.get(key))
-        raise RunError(f"{run.folder} was started with another configuration: {differences}. Only train.steps may change.")
-    return now
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _record(config: RunConfig, command: str | None) -> dict[str, Any]:
@@ -245,9 +229,10 @@ def _now() -> str:
 def _status_on_error(run: Run) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        run.update_record(status="interrupted", ended=_now())
-        raise
     except BaseException as error:
-        run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=_now())
+        with contextlib.suppress(OSError):  # of a full disk it is the error inside that has to be told
+            if isinstance(error, KeyboardInterrupt):
+                run.update_record(status="interrupted", ended=_now())
+            else:
+                run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=_now())
         raise

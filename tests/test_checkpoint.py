@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kvq import checkpoint, load_config
-from kvq.checkpoint import restore_checkpoint, save_checkpoint
+from kvq.checkpoint import read_checkpoint
 from kvq.errors import RunError
 from kvq.model import VQVAE
+from kvq.optimizer import FiniteSteps
 from kvq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from kvq.run import Run
 
@@ -30,7 +31,7 @@ def build(quantizer=None, seed=0, codes=5, dim=4):
     )
     model.build((None, None, None, 1))
     schedule = keras.optimizers.schedules.CosineDecay(0.0, 20, warmup_target=0.05, warmup_steps=3)
-    model.compile(optimizer=keras.optimizers.Adam(schedule))
+    model.compile(optimizer=FiniteSteps(keras.optimizers.Adam(schedule, use_ema=True)))
     return model
 
 
@@ -52,6 +53,16 @@ def assert_same_state(one, other):
 
 def nothing(text):
     raise AssertionError(f"Nothing was to be noted: {text}")
+
+
+def save(run, model, step, keep, validation_psnr=None):
+    return checkpoint.save_checkpoint(run, model, step, keep, {"train": {"steps": 8}}, validation_psnr)
+
+
+def restore(run, model, note):
+    whole = read_checkpoint(run, note)
+    whole.restore(model)
+    return whole.step
 
 
 def steps(run):
@@ -79,21 +90,22 @@ def untrained():
 
 
 def test_restoring_brings_back_weights_slots_iterations_and_seeds(run, trained, untrained):
-    folder = save_checkpoint(run, trained, 3, keep=2)
+    folder = save(run, trained, 3, keep=2)
     assert folder == run.checkpoints / "step_00000003" and folder.is_dir()
     assert any((a != b).any() for a, b in zip(trained.get_weights(), untrained.get_weights(), strict=True))
-    assert restore_checkpoint(run, untrained, nothing) == 3
+    assert restore(run, untrained, nothing) == 3
     assert_same_state(trained, untrained)
     assert int(keras.ops.convert_to_numpy(untrained.optimizer.iterations)) == 3
+    assert read_checkpoint(run, nothing).config == {"train": {"steps": 8}}
 
 
 def test_state_holds_each_variable_once_under_a_name_that_does_not_count_on(run, trained, untrained):
-    restore = [dict(checkpoint._state(model)) for model in (trained, untrained)]
-    assert restore[0].keys() == restore[1].keys()
-    assert {name for name in restore[0] if name.startswith("seed.")} == {"seed.0000"}
-    assert "optimizer.0000" in restore[0] and "encoder.down.conv.kernel" in restore[0]
+    states = [dict(checkpoint._state(model)) for model in (trained, untrained)]
+    assert states[0].keys() == states[1].keys()
+    assert {name for name in states[0] if name.startswith("seed.")} == {"seed.0000"}
+    assert "optimizer.0000" in states[0] and "encoder.down.conv.kernel" in states[0]
     # Two slots for each trained variable, besides iterations and learning rate or what else is counted.
-    slots = [name for name in restore[0] if name.startswith("optimizer.")]
+    slots = [name for name in states[0] if name.startswith("optimizer.")]
     assert len(slots) >= 1 + 2 * len(trained.trainable_variables)
 
 
@@ -101,8 +113,8 @@ def test_four_steps_and_four_more_equal_eight_bit_for_bit(run, quantizer_kind, m
     straight, first, second = (build(make_quantizer(quantizer_kind, 4), seed) for seed in (0, 0, 1))
     train(straight, BATCHES)
     train(first, BATCHES[:4])
-    save_checkpoint(run, first, 4, keep=2)
-    assert restore_checkpoint(run, second, nothing) == 4
+    save(run, first, 4, keep=2)
+    assert restore(run, second, nothing) == 4
     train(second, BATCHES[4:])
     assert_same_state(straight, second)
     # Had the state not moved in the last steps, a resume that does nothing would pass as well.
@@ -111,7 +123,7 @@ def test_four_steps_and_four_more_equal_eight_bit_for_bit(run, quantizer_kind, m
 
 def test_saving_changes_nothing(run, trained):
     before = state(trained)
-    save_checkpoint(run, trained, 3, keep=2)
+    save(run, trained, 3, keep=2)
     for one, other in zip(before, state(trained), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -171,7 +183,7 @@ def two_checkpoints(tmp_path_factory, trained):
     run = Run(tmp_path_factory.mktemp("checkpoints") / "run")
     run.create(load_config("fashion_mnist_mini"), {})
     for step in (3, 4):
-        save_checkpoint(run, trained, step, keep=5)
+        save(run, trained, step, keep=5)
     return run
 
 
@@ -180,37 +192,37 @@ def test_broken_checkpoint_is_passed_over_with_a_note(two_checkpoints, tmp_path,
     run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
     breakage(run.checkpoints / "step_00000004")
     notes = []
-    assert restore_checkpoint(run, untrained, notes.append) == 3
+    assert restore(run, untrained, notes.append) == 3
     assert len(notes) == 1 and "step_00000004 is broken" in notes[0] and "the one before it is taken" in notes[0]
     assert_same_state(trained, untrained)
     # Nor does it stop the next one from being saved.
-    save_checkpoint(run, trained, 4, keep=1, validation_psnr=20.0)
-    assert restore_checkpoint(run, untrained, nothing) == 4
+    save(run, trained, 4, keep=1, validation_psnr=20.0)
+    assert restore(run, untrained, nothing) == 4
 
 
 def test_no_whole_checkpoint_is_an_error_with_a_way_out(run, trained, untrained):
     with pytest.raises(RunError, match="holds no whole checkpoint to resume from. Give --overwrite to start again."):
-        restore_checkpoint(run, untrained, nothing)
-    cut(save_checkpoint(run, trained, 3, keep=1))
+        restore(run, untrained, nothing)
+    cut(save(run, trained, 3, keep=1))
     notes = []
     with pytest.raises(RunError, match="holds no whole checkpoint"):
-        restore_checkpoint(run, untrained, notes.append)
+        restore(run, untrained, notes.append)
     assert len(notes) == 1
 
 
 @pytest.mark.parametrize("changes", [{"codes": 6}, {"dim": 5}, {"quantizer": EMAVectorQuantizer(5, name="quantizer")}], ids=str)
 def test_checkpoint_of_another_model_is_refused_and_nothing_is_assigned(run, trained, changes):
-    save_checkpoint(run, trained, 3, keep=1)
+    save(run, trained, 3, keep=1)
     other = build(**changes)
     before = other.get_weights()
     with pytest.raises(RunError, match="is of another model than the configuration"):
-        restore_checkpoint(run, other, nothing)
+        restore(run, other, nothing)
     for one, another in zip(before, other.get_weights(), strict=True):
         np.testing.assert_array_equal(one, another)
 
 
 def test_interrupted_save_leaves_the_checkpoints_as_they_were(run, trained, untrained, monkeypatch):
-    save_checkpoint(run, trained, 3, keep=1)
+    save(run, trained, 3, keep=1)
 
     def stop(path, text):
         raise KeyboardInterrupt
@@ -218,10 +230,10 @@ def test_interrupted_save_leaves_the_checkpoints_as_they_were(run, trained, untr
     monkeypatch.setattr(checkpoint, "write_text", stop)
     for step in (3, 4):
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(run, trained, step, keep=1)
+            save(run, trained, step, keep=1)
     monkeypatch.undo()
     assert steps(run) == [3]
-    assert restore_checkpoint(run, untrained, nothing) == 3
+    assert restore(run, untrained, nothing) == 3
 
 
 # Which stay.
@@ -229,36 +241,36 @@ def test_interrupted_save_leaves_the_checkpoints_as_they_were(run, trained, untr
 
 def test_newest_and_best_stay(run, trained):
     for step, psnr in [(1, 18.0), (2, 21.0), (3, None), (4, 20.0), (5, None)]:
-        save_checkpoint(run, trained, step, keep=2, validation_psnr=psnr)
+        save(run, trained, step, keep=2, validation_psnr=psnr)
     assert steps(run) == [2, 4, 5]
-    save_checkpoint(run, trained, 6, keep=2, validation_psnr=22.0)
+    save(run, trained, 6, keep=2, validation_psnr=22.0)
     assert steps(run) == [5, 6]
-    save_checkpoint(run, trained, 7, keep=1)
+    save(run, trained, 7, keep=1)
     assert steps(run) == [6, 7]
 
 
 def test_newest_stay_where_nothing_was_measured(run, trained):
     for step in (1, 2, 3):
-        save_checkpoint(run, trained, step, keep=2)
+        save(run, trained, step, keep=2)
     assert steps(run) == [2, 3]
 
 
 def test_newest_is_so_by_number_not_by_name(run, trained, untrained):
     """Steps may have nine digits and more, where the names have eight."""
     for step in (99_999_999, 100_000_000):
-        save_checkpoint(run, trained, step, keep=1)
+        save(run, trained, step, keep=1)
     assert steps(run) == [100_000_000]
-    assert restore_checkpoint(run, untrained, nothing) == 100_000_000
+    assert restore(run, untrained, nothing) == 100_000_000
 
 
 def test_broken_description_does_not_stop_the_next_save(run, trained):
-    make_the_description_a_list(save_checkpoint(run, trained, 1, keep=3, validation_psnr=20.0))
-    save_checkpoint(run, trained, 2, keep=3, validation_psnr=19.0)
+    make_the_description_a_list(save(run, trained, 1, keep=3, validation_psnr=20.0))
+    save(run, trained, 2, keep=3, validation_psnr=19.0)
     assert steps(run) == [1, 2]
 
 
 def test_what_else_lies_there_is_left_alone(run, trained):
     (run.checkpoints / "notes.txt").write_text("mine")
     (run.checkpoints / "step_by_step").write_text("mine, too")
-    save_checkpoint(run, trained, 1, keep=1)
+    save(run, trained, 1, keep=1)
     assert (run.checkpoints / "notes.txt").exists() and (run.checkpoints / "step_by_step").exists()

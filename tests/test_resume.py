@@ -1,5 +1,6 @@
 """A run that was killed and resumed is the run that was not: real processes, real signals, bit for bit."""
 
+import hashlib
 import json
 import os
 import random
@@ -33,6 +34,7 @@ SMALL = {
     "train.warmup_steps": 3,
     "checkpoint.every_steps": 4,
     "codebook.replace_dead_every": 5,
+    "train.log_batches": "true",
 }
 
 
@@ -82,7 +84,7 @@ def straight(tmp_path_factory):
 
 
 def test_killed_at_a_random_moment_and_resumed_gives_the_same_bits(straight, tmp_path):
-    """Weights, optimizer, seeds and sums; every record of the log; and nothing is left behind."""
+    """Weights, optimizer, seeds and sums; every record of the log, hashes of the batches too; and nothing is left behind."""
     run, moment = tmp_path / "run", random.Random(os.getpid()).uniform(0, 0.4)
     process = subprocess.Popen(command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     while process.poll() is None and not list(run.glob("checkpoints/step_*")):
@@ -97,6 +99,7 @@ def test_killed_at_a_random_moment_and_resumed_gives_the_same_bits(straight, tmp
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=f"{name}, killed {moment:.3f} s after the first checkpoint")
     assert records(run) == records(straight)
+    assert [record["step"] for record in records(run) if record["split"] == "batch"] == [*range(1, STEPS + 1)]
     hidden = {path.name for path in run.rglob(".*") if path.name != ".lock"}
     assert not {name for name in hidden if not name.startswith(".step_")}, "only what a kill left of a checkpoint may stay"
 
@@ -130,15 +133,48 @@ def test_a_stop_between_two_records_loses_no_measurement(straight, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_the_status_that_says_so(tmp_path, number):
     run = tmp_path / "run"
-    process = subprocess.Popen(command(run, "--steps", "100000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(run.glob("checkpoints/step_*")):
-        time.sleep(0.01)
+    process = start(run, "--steps", "100000", "--json")
     process.send_signal(number)
-    assert process.wait(timeout=60) == 130
+    result = json.loads(process.communicate(timeout=60)[0])
+    assert process.returncode == 130
     record = Run(run).record
-    assert record["status"] == "interrupted"
+    assert result["status"] == record["status"] == "interrupted" and result["steps"] == record["steps"]
     assert (run / "checkpoints" / f"step_{record['steps']:08d}" / "state.json").exists()
     assert (run / "model" / "config.json").exists()
+
+
+def test_a_second_signal_leaves_at_once_and_what_was_saved_before_stays(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--steps", "100000")
+    saved = whole_states(run)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    while process.poll() is None and time.monotonic() - started < 60:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    assert process.returncode == 130
+    # Two are kept, so of those that were there at least one still is; and what is there is whole.
+    assert whole_states(run) and max(whole_states(run)) >= max(saved)
+    assert not (run / "model").exists() or (run / "model" / "model.safetensors").exists()
+
+
+def start(run: Path, *flags: str) -> subprocess.Popen:
+    """A run that has a checkpoint."""
+    process = subprocess.Popen(command(run, *flags), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not list(run.glob("checkpoints/step_*")):
+        time.sleep(0.01)
+    return process
+
+
+def whole_states(run: Path) -> list[str]:
+    """Names of the checkpoints whose checksum holds."""
+    return sorted(
+        folder.name
+        for folder in run.glob("checkpoints/step_*")
+        if hashlib.sha256((folder / "state.safetensors").read_bytes()).hexdigest()
+        == json.loads((folder / "state.json").read_text("utf-8"))["sha256"]
+    )
 
 
 def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight, tmp_path):
@@ -185,3 +221,20 @@ def test_changed_images_are_refused_with_what_changed(tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(RunError, match="train images of .* have changed since it began: 40 images then, 40 now"):
         train(load_config("fashion_mnist_mini", changes(**{**few, "train.steps": 2})), tmp_path / "arrays", resume=True)
+
+
+# On another backend. tests/golden/make_resume.py made the run, and its losses from there, on JAX.
+
+
+def test_a_run_goes_on_on_another_backend_as_on_its_own(tmp_path):
+    golden = Path(__file__).parent / "golden" / "resume"
+    run = Run(shutil.copytree(golden / "run", tmp_path / "run"))
+    expected = np.load(golden / "losses.npy")
+    config = load_config(run.folder, [f"train.steps={100 + len(expected)}"])
+    train(config, run.folder, resume=True, changed_data=False)
+    losses = np.array([r["loss"] for r in run.read_metrics() if r["split"] == "train" and r["step"] > 100])
+    apart = np.abs(losses / expected - 1)
+    assert apart[0] < 1e-4, "the first step after the change"
+    assert apart[:5].max() < 1e-3
+    assert abs(losses.mean() / expected.mean() - 1) < 0.02
+    assert run.record["resumed"][0]["backend"] == keras.backend.backend()

@@ -31,7 +31,7 @@ def tree(folder):
 
 def test_new_run_has_its_configuration_and_record(run):
     assert run.exists and run.config == CONFIG
-    assert run.record == {"status": "running", "seed": 0}
+    assert run.record == {"format_version": 1, "status": "running", "seed": 0}
     assert run.samples.is_dir() and run.checkpoints.is_dir()
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.toml", "run.json", "samples"]
 
@@ -53,7 +53,7 @@ def test_existing_run_is_replaced_whole_where_asked(run):
     run.append_metrics({"step": 1})
     (run.samples / "train_00000001.png").write_bytes(b"old")
     run.create(CONFIG, {"status": "new"}, overwrite=True)
-    assert run.record == {"status": "new"} and run.read_metrics() == [] and not list(run.samples.iterdir())
+    assert run.record == {"format_version": 1, "status": "new"} and run.read_metrics() == [] and not list(run.samples.iterdir())
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -97,7 +97,7 @@ def test_a_run_that_another_process_writes_is_not_replaced(run):
 
 def test_record_is_updated_key_by_key(run):
     run.update_record(status="finished", steps=7)
-    assert run.record == {"status": "finished", "seed": 0, "steps": 7}
+    assert run.record == {"format_version": 1, "status": "finished", "seed": 0, "steps": 7}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]"], ids=["empty", "cut", "not text", "a list"])

@@ -1,11 +1,5 @@
 """What `kvq train` promises: the run folder, determinism, resuming, stopping, and errors that leave nothing behind."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +7,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-import kvq.training
 from kvq.config import load_config
-from kvq.errors import ConfigError, DataError, KvqError, RunError, TrainingError
+from kvq.errors import ConfigError, DataError, KvqError, RunError
 from kvq.run import Run
 from kvq.training import describe, train
 
@@ -104,8 +97,8 @@ def test_resuming_a_finished_run_trains_nothing(finished):
 
 def test_resuming_with_another_configuration_is_refused_with_the_differences(finished):
     _, run = finished
-    with pytest.raises(RunError, match=r"train.learning_rate was 0.0\d+, is 0.5"):
-        train(small_config(7, "train.learning_rate=0.5"), run.folder, resume=True)
+    with pytest.raises(RunError, match=r"data.crop was 28, is 24, train.seed was 0, is 1\. Its state fits no other"):
+        train(small_config(7, "train.seed=1", "data.crop=24", "train.learning_rate=0.5"), run.folder, resume=True)
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_overwritten_only_when_told(finished, tmp_path):
@@ -142,22 +135,6 @@ def test_an_unwritable_folder_is_refused(tmp_path):
         train(small_config(1), tmp_path / "file" / "run")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_so(tmp_path, monkeypatch):
-    compiled = kvq.training._compiled
-
-    def poisoned(config, channels):
-        # From the start: no learning rate diverges reliably within a few steps on every backend.
-        model = compiled(config, channels)
-        kernel = model.decoder.weights[0]
-        kernel.assign(np.full(kernel.shape, np.nan, "float32"))
-        return model
-
-    monkeypatch.setattr(kvq.training, "_compiled", poisoned)
-    with pytest.raises(TrainingError, match="Lower train.learning_rate"):
-        train(small_config(4), tmp_path / "run")
-    assert Run(tmp_path / "run").record["status"] == "failed"
-
-
 def test_a_folder_of_photographs_trains_and_validates_on_another_folder(tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("train", 24), ("other", 8)):
@@ -179,34 +156,6 @@ def test_describe_says_what_a_configuration_makes():
     assert described["tokens_per_image"] == 49 and described["bits_per_image"] == 294.0
     assert described["training_images"] == 2000 and described["validation_images"] == 500
     assert described["image_shape"] == [28, 28, 1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_stops_a_run_with_a_whole_checkpoint(tmp_path, number):
-    folder = tmp_path / "run"
-    overrides = [*SMALL, "train.log_every=1", "train.steps=1000000"]
-    arguments = [part for override in overrides for part in ("--set", override)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvq_cli", "train", "fashion_mnist_mini", "--out", str(folder), "--json", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
-    result = json.loads(stdout)
-    run = Run(folder)
-    assert result["status"] == run.record["status"] == "interrupted"
-    assert sorted(path.name for path in run.checkpoints.iterdir())[-1] == f"step_{result['steps']:08d}"
-    assert (run.model / "model.safetensors").exists()
 
 
 def test_tensorboard_summaries_are_written_when_asked_for(tmp_path):

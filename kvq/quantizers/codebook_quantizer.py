@@ -99,10 +99,12 @@ class CodebookQuantizer(Quantizer):
 
     def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
         """Moves the running means by one step's latents (batch, ..., latent_dim) and indices (batch, ...)."""
-        self.counts.assign(self._moved(self.counts, code_counts(indices, self.codebook_size)))
+        self.counts.assign(self._moved(self.counts, code_counts(indices, self.codebook_size), latents))
 
-    def _moved(self, mean: Tensor, value: Tensor) -> Tensor:
-        return self.decay * mean + (1.0 - self.decay) * value
+    def _moved(self, mean: Tensor, value: Tensor, latents: Tensor) -> Tensor:
+        # Latents that are not finite would stay in the means for ever.
+        moved = self.decay * mean + (1.0 - self.decay) * value
+        return ops.where(ops.isfinite(ops.sum(latents)), moved, ops.convert_to_tensor(mean))
 
     def latents_to_indices(self, latents: Tensor) -> Tensor:
         return nearest_code(self.comparable(latents), self.codes(), self.search_block)

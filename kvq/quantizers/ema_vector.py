@@ -52,7 +52,7 @@ class EMAVectorQuantizer(CodebookQuantizer):
 
     def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
         super().update_statistics(latents, indices)
-        self.sums.assign(self._moved(self.sums, code_sums(latents, indices, self.codebook_size)))
+        self.sums.assign(self._moved(self.sums, code_sums(latents, indices, self.codebook_size), latents))
         counts = ops.expand_dims(ops.convert_to_tensor(self.counts), -1)
         self.codebook.assign(ops.where(counts > _FEWEST, self._means(counts), ops.convert_to_tensor(self.codebook)))
 
