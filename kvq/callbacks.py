@@ -179,6 +179,7 @@ class DrawSamples:
         return ending is not None or (0 < step and step % self.every == 0)
 
     def act(self, model: keras.Model, step: int) -> None:
+        self.run.samples.mkdir(exist_ok=True)
         for name, images in self.images.items():
             with averaged(model):
                 outputs = model.predict_on_batch(images)

@@ -148,12 +148,11 @@ def test_a_second_signal_leaves_at_once_and_what_was_saved_before_stays(tmp_path
     process = start(run, "--steps", "100000")
     saved = whole_states(run)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.2)  # two that come together are one
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    while process.poll() is None and time.monotonic() - started < 60:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
-    assert process.returncode == 130
+    process.communicate(timeout=60)
+    # The second one may also find Python on its way out, where the system answers it.
+    assert process.returncode in (130, -signal.SIGINT)
     # Two are kept, so of those that were there at least one still is; and what is there is whole.
     assert whole_states(run) and max(whole_states(run)) >= max(saved)
     assert not (run / "model").exists() or (run / "model" / "model.safetensors").exists()
