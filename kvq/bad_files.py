@@ -1,5 +1,6 @@
 """Files of a data set that could not be used: named once each in the run folder; where there are too many, the run ends."""
 
+import contextlib
 from collections.abc import Iterator
 
 import keras
@@ -29,6 +30,7 @@ class BadFiles:
         self.max_fraction = max_fraction
         self.named = read_names(run.skipped_file)
         self.bad: set[str] = set()
+        self.unwritten: list[tuple[str, str]] = []
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The training batches, unchanged."""
@@ -41,10 +43,13 @@ class BadFiles:
         """Any batches, unchanged; their bad files are named, and do not count."""
         for batch in batches:
             new = {written(name): (name, reason) for name, reason in batch["skipped"] if written(name) not in self.named}
-            if new:
-                self.named.update(new)
-                with self.run.skipped_file.open("ab") as file:
-                    file.write(to_lines(new.values()))
+            self.named.update(new)
+            self.unwritten += new.values()
+            if self.unwritten:
+                with contextlib.suppress(OSError):  # of a full disk: the next batch tries again
+                    with self.run.skipped_file.open("ab") as file:
+                        file.write(to_lines(self.unwritten))
+                    self.unwritten.clear()
             yield batch
 
     @property

@@ -29,6 +29,7 @@ class BetweenSteps(keras.callbacks.Callback):
         last_step: Steps that will have been done after it.
         should_stop: Asked between steps.
         on_step: Told the number of finished steps.
+        on_resume: Called in the place of the actions where steps were done before this `fit`.
         check: Called before the actions; raises where what was trained must not be used.
         note: Told what could not be written.
 
@@ -43,6 +44,7 @@ class BetweenSteps(keras.callbacks.Callback):
         last_step: int,
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int], None] = lambda step: None,
+        on_resume: Callable[[keras.Model], None] = lambda model: None,
         check: Callable[[keras.Model], None] = lambda model: None,
         note: Callable[[str], None] = lambda text: None,
     ):
@@ -52,6 +54,7 @@ class BetweenSteps(keras.callbacks.Callback):
         self.last_step = last_step
         self.should_stop = should_stop
         self.on_step = on_step
+        self.on_resume = on_resume
         self.check = check
         self.note = note
         self.step = first_step
@@ -59,7 +62,12 @@ class BetweenSteps(keras.callbacks.Callback):
         self._resumed = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._run(self.first_step + batch, ending=None)
+        if batch == 0 and self.first_step:
+            # What was due at this step was done before the checkpoint: done twice, it would be another run.
+            self.step = self.first_step
+            self.on_resume(self.model)
+        else:
+            self._run(self.first_step + batch, ending=None)
         if self.should_stop():
             # Keras asks for this after the step that begins now.
             self.model.stop_training = True

@@ -30,16 +30,11 @@ class RestoreSums:
     """
 
     def __init__(self, model: keras.Model):
-        self.sums: list[np.ndarray] | None = [keras.ops.convert_to_numpy(variable) for variable in model.metrics_variables]
+        self.sums = [keras.ops.convert_to_numpy(variable) for variable in model.metrics_variables]
 
-    def due(self, step: int, ending: str | None) -> bool:
-        return self.sums is not None
-
-    def act(self, model: keras.Model, step: int) -> None:
-        assert self.sums is not None
+    def __call__(self, model: keras.Model) -> None:
         for variable, value in zip(model.metrics_variables, self.sums, strict=True):
             variable.assign(value)
-        self.sums = None
 
 
 class LogMetrics:
@@ -47,6 +42,7 @@ class LogMetrics:
 
     Args:
         run: The run.
+        first_step: Steps that were done before.
         every: Steps between two records; the first and the last step always have one.
         batch_size: Images a step.
         waited: Seconds that training has waited for data so far.
@@ -57,6 +53,7 @@ class LogMetrics:
     def __init__(
         self,
         run: Run,
+        first_step: int,
         every: int,
         batch_size: int,
         waited: Callable[[], float],
@@ -70,11 +67,12 @@ class LogMetrics:
         self.trained = trained
         self.watchers = watchers
         self.last: dict[str, Any] = {}
+        self.first_step = first_step
         self._since: tuple[int, float, float] | None = None
 
     def due(self, step: int, ending: str | None) -> bool:
         if self._since is None:
-            self._since = (step, self.waited(), self.trained())
+            self._since = (self.first_step, self.waited(), self.trained())
         return step > self._since[0] and (step == 1 or step % self.every == 0 or ending is not None)
 
     def act(self, model: keras.Model, step: int) -> None:
@@ -104,20 +102,20 @@ class LogBatches:
 
     Args:
         run: The run.
+        first_step: Steps that were done before.
         hashes: Of the batches that were handed out and not yet written, oldest first; the first belongs to the next step.
     """
 
-    def __init__(self, run: Run, hashes: deque[str]):
+    def __init__(self, run: Run, first_step: int, hashes: deque[str]):
         self.run = run
         self.hashes = hashes
-        self._step: int | None = None
+        self._step = first_step
 
     def due(self, step: int, ending: str | None) -> bool:
         return True
 
     def act(self, model: keras.Model, step: int) -> None:
-        before = step if self._step is None else self._step
-        for number in range(before + 1, step + 1):
+        for number in range(self._step + 1, step + 1):
             self.run.append_metrics({"step": number, "split": "batch", "sha256": self.hashes.popleft()})
         self._step = step
 
@@ -128,7 +126,7 @@ class Validate:
     Args:
         run: The run.
         batches: The validation images, once through.
-        every: Steps between two measurements; the end of a run always has one.
+        every: Steps between two measurements; the end of a finished run always has one.
         watchers: Given each record.
     """
 
@@ -140,7 +138,7 @@ class Validate:
         self.last: dict[str, Any] = {}
 
     def due(self, step: int, ending: str | None) -> bool:
-        return ending == "finished" or (not ending and 0 < step and step % self.every == 0)
+        return ending == "finished" or (0 < step and step % self.every == 0)
 
     def act(self, model: keras.Model, step: int) -> None:
         with averaged(model):

@@ -76,7 +76,7 @@ class ReplaceDeadCodes:
         self.note = note
 
     def due(self, step: int, ending: str | None) -> bool:
-        return not ending and 0 < step <= self.until and step % self.every == 0
+        return ending != "finished" and 0 < step <= self.until and step % self.every == 0
 
     def act(self, model: keras.Model, step: int) -> None:
         if not model.quantizer.is_replaceable:

@@ -72,7 +72,7 @@ def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
     def search(number: Tensor, best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # The last part begins earlier, to be as long as the others: codes that come again are not nearer.
         start = ops.minimum(number * _CODES_AT_ONCE, codebook_size - _CODES_AT_ONCE)
-        weights = _as_weights(ops.slice(codebook, (start, 0), (_CODES_AT_ONCE, codebook.shape[1])))
+        weights = _as_weights(_after(ops.slice(codebook, (start, 0), (_CODES_AT_ONCE, codebook.shape[1])), best[1]))
         position = _nearest_in_blocks(latents, weights, rows)
         distance = ops.sum(latents * ops.take(ops.transpose(weights), position, axis=0), axis=-1)
         # Only what is nearer replaces, so that of equals the first stays.
@@ -92,12 +92,20 @@ def _nearest_in_blocks(latents: Tensor, weights: Tensor, rows: int) -> Tensor:
     padded = ops.pad(latents, ((0, blocks * rows - count), (0, 0)))
 
     def search(number: Tensor, indices: Tensor) -> Tensor:
-        part = ops.slice(padded, (number * rows, 0), (rows, latents.shape[1]))
+        part = _after(ops.slice(padded, (number * rows, 0), (rows, latents.shape[1])), indices)
         # Into one result: kept one by one, the small results would lie between the large distances that are freed, and PyTorch
         # would find no place for the next ones but behind them, until all of the table was held.
         return ops.slice_update(indices, (number * rows,), lowest(ops.matmul(part, weights)))
 
     return ops.fori_loop(0, blocks, search, ops.zeros((blocks * rows,), "int32"))[:count]
+
+
+def _after(values: Tensor, indices: Tensor) -> Tensor:
+    """The same values, but not before these indices (n,), which are not negative, are there.
+
+    TensorFlow begins ten rounds of a loop at once where it can, each with a block of distances.
+    """
+    return values + ops.cast(ops.minimum(indices[0], 0), values.dtype)
 
 
 def lowest(distances: Tensor) -> Tensor:

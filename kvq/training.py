@@ -161,14 +161,13 @@ def _train(
             for name, images in (("train", source), ("validation", validation))
         }
         check = CheckFinite(run, batches.__getitem__, note)
-        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step, check, note)
-        metrics = LogMetrics(run, train.log_every, train.batch_size, lambda: inputs.waited, lambda: between.seconds, watchers)
+        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step, RestoreSums(model), check, note)
+        waited, trained = lambda: inputs.waited, lambda: between.seconds
+        metrics = LogMetrics(run, first_step, train.log_every, train.batch_size, waited, trained, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
-        if first_step:
-            between.actions.append(RestoreSums(model))
         between.actions += [bad, metrics, validate]
         if train.log_batches:
-            between.actions.append(LogBatches(run, inputs.hashes))
+            between.actions.append(LogBatches(run, first_step, inputs.hashes))
         if codebook.initialise != "none":
             between.actions.append(InitialiseCodebook(lambda: iterate(batches), INITIALISERS[codebook.initialise], train.seed))
         if codebook.replace_dead_every:

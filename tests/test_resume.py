@@ -30,10 +30,12 @@ SMALL = {
     "data.validation_images": 16,
     "train.log_every": 7,
     "train.sample_every": 1000,
-    "train.validate_every": 1000,
     "train.warmup_steps": 3,
-    "checkpoint.every_steps": 4,
+    # At the same steps, so that a resume finds them done.
+    "checkpoint.every_steps": 5,
+    "train.validate_every": 5,
     "codebook.replace_dead_every": 5,
+    "codebook.dead_below": 0.9,
     "train.log_batches": "true",
 }
 
@@ -105,7 +107,7 @@ def test_killed_at_a_random_moment_and_resumed_gives_the_same_bits(straight, tmp
 
 
 def test_a_stop_between_two_records_loses_no_measurement(straight, tmp_path):
-    """The sums since the last record are part of the state: step 7's record covers steps 2 to 7, stopped at 4 or not."""
+    """The sums since the last record are part of the state: step 7's record covers steps 2 to 7, stopped at 5 or not."""
     run = tmp_path / "run"
     config = load_config("fashion_mnist_mini", changes())
     stopped = {"at": 0}
@@ -118,14 +120,14 @@ def test_a_stop_between_two_records_loses_no_measurement(straight, tmp_path):
     class StopAt(Progress):
         def step(self, step):
             stopped["at"] = step
-            if step == 5:
+            if step == 6:
                 raise Stop
 
     with pytest.raises(Stop):
         train(config, run, progress=StopAt())
-    assert stopped["at"] == 5 and Run(run).record["status"] == "failed"
+    assert stopped["at"] == 6 and Run(run).record["status"] == "failed"
     train(config, run, resume=True)
-    # Not to the bit, since this process also did other things; without the sums it would be the mean of steps 5 to 7 alone.
+    # Not to the bit, since this process also did other things; without the sums it would be the mean of steps 6 and 7 alone.
     one, other = (next(r for r in records(folder) if r["step"] == 7) for folder in (run, straight))
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
