@@ -14,7 +14,9 @@ from kvq.errors import KvqError
 
 from .configs import configs
 from .data import data
+from .decode import decode
 from .doctor import doctor
+from .encode import encode
 from .evaluate import evaluate
 from .export import export
 from .quantizers import quantizers
@@ -52,6 +54,6 @@ def main(
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(main)
-for command in (train, evaluate, reconstruct, export, configs, quantizers, doctor):
+for command in (train, evaluate, reconstruct, encode, decode, export, configs, quantizers, doctor):
     app.command()(command)
 app.add_typer(data, name="data")

@@ -20,7 +20,7 @@ def choose_progress(unit: str = "step") -> Progress:
     """The display that fits where stderr goes. `unit` is what is counted."""
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return LiveProgress(unit)
-    return LineProgress()
+    return LineProgress(unit)
 
 
 def figures(record: dict[str, Any]) -> dict[str, str]:
@@ -39,6 +39,9 @@ def figures(record: dict[str, Any]) -> dict[str, str]:
 class LineProgress(Progress):
     """One plain line for each record."""
 
+    def __init__(self, unit: str = "step") -> None:
+        self.unit = unit
+
     def start(self, total_steps: int, first_step: int) -> None:
         self.total = total_steps
         self.first = first_step
@@ -46,7 +49,11 @@ class LineProgress(Progress):
 
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
-        words = [f"step {step}/{self.total}", record["split"], *(f"{name} {value}" for name, value in figures(record).items())]
+        words = [
+            f"{self.unit} {step}/{self.total}",
+            record["split"],
+            *(f"{name} {value}" for name, value in figures(record).items()),
+        ]
         if record["split"] == "train" and step > self.first:
             seconds = (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
             words.append(f"{seconds:.0f} s left")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvq.model import VQVAE as VQVAE
     from kvq.reconstruction import reconstruct as reconstruct
     from kvq.tokenizer import Tokenizer as Tokenizer
+    from kvq.tokens.decoding import decode as decode
+    from kvq.tokens.encoding import encode as encode
     from kvq.training import describe as describe
     from kvq.training import train as train
 
@@ -34,6 +36,8 @@ _HOME = {
     "VQVAE": "model",
     "reconstruct": "reconstruction",
     "Tokenizer": "tokenizer",
+    "decode": "tokens.decoding",
+    "encode": "tokens.encoding",
     "describe": "training",
     "train": "training",
 }

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, RunConfig, Section
 from kvq.config import check as check_section
 from kvq.errors import ArtifactError, ConfigError
+from kvq.tensor_names import tensors as tensors
 
 if TYPE_CHECKING:
     from kvq.model import VQVAE
@@ -93,10 +93,8 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         folder: To write; an artifact that is there is replaced.
     """
     import keras
-    from safetensors.numpy import save as to_bytes
 
-    arrays = {name: np.asarray(keras.ops.convert_to_numpy(weight), order="C") for name, weight in tensors(model)}
-    weights = to_bytes(arrays)
+    weights, specs = _tensor_file(model)
     side = config.data.crop // config.model.downsampling
     described = ArtifactConfig(
         format_version=FORMAT_VERSION,
@@ -110,8 +108,34 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         data=TrainedOn(name=source, split=split),
         trained=Trained(steps=steps, backend=keras.backend.backend()),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
-        tensors={name: TensorSpec(shape=list(array.shape), dtype="float32") for name, array in arrays.items()},
+        tensors=specs,
     )
+    _write(described, weights, folder)
+
+
+def save_loaded(model: "VQVAE", config: ArtifactConfig, folder: Path) -> None:
+    """Writes a model that was loaded, whole or not at all, with the weights that it has now. Unchanged, it gives the same bytes.
+
+    Raises:
+        ArtifactError: If something else than a model is at `folder`.
+    """
+    # What is there is replaced as a whole, and must not be somebody's home.
+    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {CONFIG_NAME, WEIGHTS_NAME}):
+        raise ArtifactError(f"{folder} must be a new folder, or a model to replace. It holds something else.")
+    weights, specs = _tensor_file(model)
+    digest = hashlib.sha256(weights).hexdigest()
+    _write(config.model_copy(update={"weights_sha256": digest, "tensors": specs}), weights, folder)
+
+
+def _tensor_file(model: "VQVAE") -> tuple[bytes, dict[str, TensorSpec]]:
+    import keras
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {name: np.asarray(keras.ops.convert_to_numpy(weight), order="C") for name, weight in tensors(model)}
+    return to_bytes(arrays), {name: TensorSpec(shape=list(array.shape), dtype="float32") for name, array in arrays.items()}
+
+
+def _write(described: ArtifactConfig, weights: bytes, folder: Path) -> None:
     with new_folder(folder) as temporary:
         write_text(temporary / CONFIG_NAME, json.dumps(described.model_dump(), indent=2) + "\n")
         write_bytes(temporary / WEIGHTS_NAME, weights)
@@ -174,32 +198,6 @@ def model_folder(path: str | Path) -> Path:
             raise ArtifactError(f"{path} has no model yet: it is written at the end of a run.")
         return path / "model"
     return path
-
-
-def tensors(model: "VQVAE") -> "Iterator[tuple[str, Any]]":
-    """Every weight of encoder, quantizer and decoder under its name in the file: `encoder.stage0.down.conv.kernel`."""
-    yield from _network_tensors(model.encoder)
-    yield from _quantizer_tensors(model.quantizer, model.quantizer.name)
-    yield from _network_tensors(model.decoder)
-
-
-def _network_tensors(network: Any) -> "Iterator[tuple[str, Any]]":
-    from kvq.layers import leaf_layers
-
-    for layer in leaf_layers(network):
-        for weight in layer.weights:
-            yield f"{network.name}.{layer.name.replace('_', '.')}.{weight.name}", weight
-
-
-def _quantizer_tensors(quantizer: Any, prefix: str) -> "Iterator[tuple[str, Any]]":
-    """Its own weights, then those of the quantizers inside it."""
-    members = getattr(quantizer, "members", [])
-    inside = {id(weight) for member in members for weight in member.weights}
-    for weight in quantizer.weights:
-        if id(weight) not in inside:
-            yield f"{prefix}.{weight.name}", weight
-    for member in members:
-        yield from _quantizer_tensors(member, f"{prefix}.{member.name}")
 
 
 def _differences(expected: dict[str, list[int]], described: dict[str, list[int]]) -> list[str]:

@@ -10,6 +10,19 @@ from pathlib import Path
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a temporary name beside it, flushed, then renamed."""
+    with _temporary_file(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """`write_bytes` of a file that nobody else has written, not even at the same moment; else FileExistsError."""
+    with _temporary_file(path, content) as temporary:
+        os.link(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path, content: bytes) -> Iterator[Path]:
+    """A flushed file beside `path`, which does not outlive the block under its own name."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -17,10 +30,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        yield Path(name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -31,6 +31,8 @@ DISTRIBUTIONS = {
 CHANNELS_FIRST = {"torch"}
 # In cache-sized blocks 1.3 to 1.9 times as fast as two minima there (16,384 latents, 512 and 8,192 codes); slower elsewhere.
 FAST_ARGMIN = {"torch"}
+# A shape that was not seen before costs these a compilation, of seconds.
+COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
 JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -130,6 +132,11 @@ def convolves_channels_first(name: str) -> bool:
 def argmin_is_fast(name: str) -> bool:
     """Whether a backend finds the position of a smallest float faster than by comparing with the minimum, and exports it."""
     return name in FAST_ARGMIN
+
+
+def compiles_each_shape(name: str) -> bool:
+    """Whether a backend compiles a model anew for every shape of its inputs."""
+    return name in COMPILES_EACH_SHAPE
 
 
 def devices(name: str) -> list[str]:

@@ -41,6 +41,10 @@ class ArtifactError(KvqError):
     """A model folder that is not kvq's, or whose tensors do not fit its config."""
 
 
+class TokensError(KvqError):
+    """A token data set that is broken, not complete, or of another model."""
+
+
 class TrainingError(KvqError):
     """Training could not go on."""
 

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from kvq import artifact
+from kvq.artifact import ArtifactConfig
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
-from kvq.data.contract import Batch
+from kvq.data.contract import Batch, Source
 from kvq.data.sources import check_images
 from kvq.errors import DataError
 from kvq.metrics import CodebookUsage, psnr, ssim
@@ -51,12 +52,7 @@ def evaluate(
     tokenizer = Tokenizer.load(path)
     config = tokenizer.config
     crop, pad, resize = config.images.crop, config.images.pad, config.images.resize
-    source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
-    check_images(source, crop, pad, resize)
-    if source.channels != config.images.channels:
-        raise DataError(
-            f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}."
-        )
+    source = images_for(path, config, data, split)
     batches = evaluation_batches(source, evaluation_transforms(pad, crop, resize), batch_size, limit=images)
     if progress:
         progress.start(len(batches), 0)
@@ -71,6 +67,27 @@ def evaluate(
         "backend": keras.backend.backend(),
         "weights_sha256": config.weights_sha256,
     }
+
+
+def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None, split: str) -> Source:
+    """The images that a tokenizer is asked to work on, after a look at whether it can.
+
+    Args:
+        path: Run folder or model folder.
+        config: What its artifact says.
+        data: Known name, file or folder; without it, the data set that the model was trained on.
+        split: Of the data: train, test or all.
+
+    Raises:
+        DataError: If there are none, or they do not fit the model.
+    """
+    source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
+    check_images(source, config.images.crop, config.images.pad, config.images.resize)
+    if source.channels != config.images.channels:
+        raise DataError(
+            f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}."
+        )
+    return source
 
 
 def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = None) -> dict[str, Any]:

@@ -1,18 +1,29 @@
 """The user's door to a trained tokenizer: uint8 images to int32 indices and back, in NumPy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 
-from kvq import artifact
+from kvq import artifact, backends
 from kvq.artifact import ArtifactConfig
 from kvq.model import VQVAE, ImageDecoder, ImageEncoder
+
+CODEBOOK_LIMIT = 2**28  # numbers, a GiB of them
 
 
 class Tokenizer:
     """A trained tokenizer. It works on any backend, whichever one trained it.
+
+    Images and indices may be arrays of any library that NumPy can read (NumPy, torch, JAX, TensorFlow, on the CPU or, of the
+    backend that computes, on its device), or lists of them; results are NumPy's.
+
+    Where the backend compiles a program for each shape (JAX, TensorFlow), a batch that is not full is filled up: to the batch
+    size after others, else to the next power of two. So a call compiles once, and all calls on images of one size at most
+    log2(batch_size) + 2 times. On PyTorch nothing is compiled and nothing filled up.
 
     Args:
         model: The model.
@@ -35,6 +46,14 @@ class Tokenizer:
         """
         return cls(*artifact.load(artifact.model_folder(path)))
 
+    def save(self, folder: str | Path) -> None:
+        """Writes a model folder, whole or not at all, that `load` takes. Unchanged weights give the same bytes.
+
+        Raises:
+            ArtifactError: If something else than a model is there.
+        """
+        artifact.save_loaded(self.model, self.config, Path(folder))
+
     @property
     def downsampling(self) -> int:
         """Image side over grid side: heights and widths of images must be its multiples."""
@@ -45,12 +64,40 @@ class Tokenizer:
         """How many values an index can take."""
         return self.config.grids[0].vocabulary
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of indices that an image of the size it was trained on becomes."""
+        return tuple(self.config.grids[0].shape)
+
+    @property
+    def depth(self) -> int | None:
+        """How many indices a position has, as a last axis; None without that axis."""
+        return self.model.quantizer.depth
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """The code of every index, float32 (vocabulary_size, latent_dim), as the decoder gets it.
+
+        Where a position has q indices, (q, vocabulary_size, dim), in the space in which residual levels are added up and groups
+        put one after the other, before a projection if there is one.
+
+        Raises:
+            ValueError: If it would hold more than 2**28 numbers. Codes of that many values are computed, not stored.
+        """
+        codes = (self.depth or 1) * self.vocabulary_size * self.config.model.latent_dim
+        if codes > CODEBOOK_LIMIT:
+            raise ValueError(
+                f"`codebook` gives at most {CODEBOOK_LIMIT} numbers. Received: a vocabulary of {self.vocabulary_size}. "
+                "`model.quantizer.indices_to_codes` gives the codes of chosen indices."
+            )
+        return np.array(keras.ops.convert_to_numpy(self.model.quantizer.all_codes()), "float32")
+
     def encode(self, images: Any, batch_size: int = 64) -> np.ndarray:
         """Indices of images.
 
         Args:
-            images: uint8 (n, h, w, c), h and w multiples of `downsampling`.
-            batch_size: How many go through the model at once.
+            images: uint8 (n, h, w, c), h and w multiples of `downsampling`; or a list of PIL images of one size.
+            batch_size: How many go through the model at once, at least 1.
 
         Returns:
             int32 (n, h / downsampling, w / downsampling), in [0, vocabulary_size); where a position has several indices, they
@@ -59,8 +106,8 @@ class Tokenizer:
         Raises:
             ValueError: If the images are of another dtype or shape.
         """
-        images = np.asarray(images)
         channels, step = self.config.images.channels, self.downsampling
+        images = _as_array(images, channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
             raise ValueError(f"`images` must be uint8 (n, h, w, {channels}). Received: {images.dtype} {images.shape}.")
         if images.shape[1] % step or images.shape[2] % step or not images.size:
@@ -73,8 +120,7 @@ class Tokenizer:
         Raises:
             ValueError: If the indices are of another dtype or shape, or out of range.
         """
-        indices = np.asarray(indices)
-        depth = self.model.quantizer.depth
+        indices, depth = _as_array(indices), self.depth
         fits = indices.ndim == 3 if depth is None else indices.ndim == 4 and indices.shape[3] == depth
         if not np.issubdtype(indices.dtype, np.integer) or not fits or not indices.size:
             shape = "(n, h', w')" if depth is None else f"(n, h', w', {depth})"
@@ -85,6 +131,35 @@ class Tokenizer:
         return _by_batch(self._decoder, indices.astype("int32"), batch_size)
 
 
+def _as_array(values: Any, channels: int | None = None) -> np.ndarray:
+    """What came as a NumPy array; of PIL images, (n, h, w, channels)."""
+    if keras.ops.is_tensor(values):
+        return np.asarray(keras.ops.convert_to_numpy(values))  # also from a GPU
+    if not isinstance(values, Sequence) or not len(values):
+        return np.asarray(values)
+    if isinstance(values[0], Image.Image):
+        modes = {1: "L", 3: "RGB"}
+        if channels not in modes:
+            raise ValueError(f"The model takes images of {channels} channels; give arrays. PIL images become 1 or 3.")
+        values = [np.asarray(image.convert(modes[channels])) for image in values]
+        values = [image[:, :, None] if image.ndim == 2 else image for image in values]
+    elif not hasattr(values[0], "__array__"):
+        return np.asarray(values)
+    arrays = [_as_array(value) for value in values]
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape for array in arrays})
+        raise ValueError(f"All must have one shape. Received: {shapes[0]} and {shapes[1]}.")
+    return np.stack(arrays)
+
+
 def _by_batch(model: keras.Model, array: np.ndarray, batch_size: int) -> np.ndarray:
-    starts = range(0, len(array), batch_size)
-    return np.concatenate([model.predict_on_batch(array[start : start + batch_size]) for start in starts])
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
+    size = min(batch_size, 1 << (len(array) - 1).bit_length())
+    results = []
+    for start in range(0, len(array), batch_size):
+        batch = array[start : start + batch_size]
+        missing = size - len(batch) if backends.compiles_each_shape(keras.backend.backend()) else 0
+        filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing > 0 else batch
+        results.append(np.asarray(model.predict_on_batch(filled))[: len(batch)])
+    return np.concatenate(results)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvq.data.sources import ArraySource as ArraySource
     from kvq.data.sources import FolderSource as FolderSource
     from kvq.data.sources import open_source as open_source
+    from kvq.data.token_source import TokenSource as TokenSource
     from kvq.data.transforms import evaluation_transforms as evaluation_transforms
     from kvq.data.transforms import training_transforms as training_transforms
 
@@ -29,6 +30,7 @@ _HOME = {
     "ArraySource": "sources",
     "FolderSource": "sources",
     "ShardSource": "shards",
+    "TokenSource": "token_source",
     "inspect": "inspection",
     "locate": "places",
     "open_source": "sources",

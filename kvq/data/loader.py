@@ -55,7 +55,7 @@ def training_batches(source: Source, transforms: Sequence[Transform], batch_size
 
 
 def evaluation_batches(
-    source: Source, transforms: Sequence[Transform], batch_size: int, limit: int | None = None
+    source: Source, transforms: Sequence[Transform], batch_size: int, limit: int | None = None, first: int = 0
 ) -> grain.MapDataset[Batch]:
     """Every image once, in the order of the source; the last batch may be smaller, and so is one with bad files in it.
 
@@ -63,18 +63,21 @@ def evaluation_batches(
         source: Images to go through.
         transforms: What happens to each image, nothing random; all results must have the same shape.
         batch_size: Images per batch, at least 1; may exceed the source.
-        limit: Only that many images from the front, at least 1; None for all.
+        limit: Only that many images, at least 1; None for all.
+        first: Number of the image to begin with, in [0, len(source)).
 
     Raises:
-        ValueError: If `batch_size` or `limit` is out of its range, or a transform is random.
+        ValueError: If a number is out of its range, or a transform is random.
     """
     chain = Chain(tuple(transforms))
     if chain.draws:
         raise ValueError(f"Evaluation takes only transforms without random numbers. Received: {chain.transforms}.")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, or None. Received: limit={limit}.")
-    count = len(source) if limit is None else min(limit, len(source))
-    return _batches(source, count, chain, batch_size, seed=0)
+    if not 0 <= first < len(source):
+        raise ValueError(f"`first` must be in [0, {len(source)}). Received: first={first}.")
+    count = len(source) - first
+    return _batches(source, count if limit is None else min(limit, count), chain, batch_size, seed=0, first=first)
 
 
 def iterate(
@@ -105,15 +108,17 @@ def iterate(
     return iter(dataset[start:].to_iter_dataset(options))
 
 
-def _batches(source: Source, count: int | None, chain: Chain, batch_size: int, seed: int) -> grain.MapDataset[Batch]:
-    """The first `count` elements in the order of the source, or, for None, endlessly many, shuffled.
+def _batches(
+    source: Source, count: int | None, chain: Chain, batch_size: int, seed: int, first: int = 0
+) -> grain.MapDataset[Batch]:
+    """`count` elements from number `first` on in the order of the source, or, for None, endlessly many, shuffled.
 
     Both ways from positions in the stream to batches give the same batches; the first is several times faster where a source
     allows it.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
-    order = _Shuffled(len(source), seed) if count is None else _InOrder()
+    order = _Shuffled(len(source), seed) if count is None else _InOrder(first)
     numbers = grain.MapDataset.range(1).repeat(None) if count is None else grain.MapDataset.range(-(-count // batch_size))
     if isinstance(source, VectorSource):
         return numbers.map_with_index(_ArrayBatch(source, order, chain, seed, batch_size, count))
@@ -138,8 +143,10 @@ class _AsGrain(grain.transforms.RandomMap):
 
 @dataclass(frozen=True)
 class _InOrder:
+    first: int
+
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.integer]:
-        return positions
+        return self.first + positions
 
 
 @dataclass(frozen=True)

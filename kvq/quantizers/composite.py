@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from kvq.ops import Tensor
 from kvq.quantizers.quantizer import Quantizer, check_range
@@ -38,6 +39,14 @@ class CompositeQuantizer(Quantizer):
     @property
     def is_replaceable(self) -> bool:
         return any(member.is_replaceable for member in self.members)
+
+    @property
+    def applied(self) -> list[Quantizer]:
+        """The quantizer of each index of a position."""
+        return self.members
+
+    def all_codes(self) -> Tensor:
+        return ops.stack([member.all_codes() for member in self.applied])
 
     def for_export(self) -> "Quantizer":
         # A layer that was built takes no other layers.

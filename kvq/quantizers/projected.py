@@ -79,6 +79,9 @@ class ProjectedQuantizer(Quantizer):
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         return self._outside(self.base.indices_to_codes(indices))
 
+    def all_codes(self) -> Tensor:
+        return self.base.all_codes() if self.depth else super().all_codes()
+
     def for_export(self) -> Quantizer:
         # A layer that was built takes no other layers.
         exported = ProjectedQuantizer(self.base.for_export(), self.code_dim, name=self.name, dtype=self.dtype_policy)

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from kvq.ops import SEARCH_BLOCK, Tensor
 
@@ -40,6 +41,13 @@ class Quantizer(keras.layers.Layer):
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Codes (batch, ..., latent_dim) of int32 indices (batch, ...), which must lie in [0, codebook_size)."""
         raise NotImplementedError
+
+    def all_codes(self) -> Tensor:
+        """The code of every index, (codebook_size, latent_dim); with `depth`, (depth, codebook_size, dim), as they are combined.
+
+        Combined means: residual levels are added up, groups put one after the other, and both before a projection.
+        """
+        return self.indices_to_codes(ops.arange(self.codebook_size, dtype="int32"))
 
     def for_export(self) -> "Quantizer":
         """A quantizer that gives the same indices and codes, in the form that exporters take best."""

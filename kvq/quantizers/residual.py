@@ -28,11 +28,6 @@ class _Residual(CompositeQuantizer):
         self.seed = seed
         self.drawn = keras.random.SeedGenerator(seed)
 
-    @property
-    def applied(self) -> list[Quantizer]:
-        """The quantizer of each level."""
-        return self.members
-
     def call(self, latents: Tensor, training: bool = False) -> dict[str, Any]:
         latents = ops.cast(latents, "float32")
         residual, outputs, total = latents, [], 0.0

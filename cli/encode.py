@@ -1,0 +1,54 @@
+"""`kvq encode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options, output
+from .computing import computing
+from .progress import choose_progress
+
+
+def encode(
+    model: options.Model,
+    data: Annotated[str, typer.Argument(help="Images: a known name, a file or a folder, as for `kvq train --data`.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to, new or begun before.")],
+    split: Annotated[str, typer.Option(help="Which part of the data: train, test or all.")] = "train",
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Do this part of N only, counted from 0. Default: all.")] = "0/1",
+    shard_size: Annotated[int, typer.Option(min=1, help="Images to a file.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model at once.")] = 64,
+    backend: options.Backend = None,
+    json: options.Json = False,
+) -> None:
+    """Write a collection of images as tokens.
+
+    Images are prepared as for evaluation. A call that was stopped goes on. With --shard, whichever part ends last completes
+    the set.
+    """
+    part = _part(shard)
+    with computing(backend):
+        from kvq.tokens.encoding import encode
+
+        progress = choose_progress("image")
+        try:
+            result = encode(model, data, out, split, batch_size, shard_size, part, progress)
+        finally:
+            progress.stop()
+    if json:
+        output.print_json(result)
+        return
+    what = "" if result["complete"] else f", part {shard}: run the other parts to complete the set"
+    print(f"{result['images']} images in {result['shards']} shards, {result['bytes'] / 1e6:.1f} MB, in {result['out']}{what}")
+    if result["skipped"]:
+        where = f": {result['out']}/skipped.txt" if result["complete"] else ""
+        print(f"{result['skipped']} images could not be used{where}")
+    if result["encoded"]:
+        print(f"{result['images_per_second']:.0f} images per second")
+
+
+def _part(shard: str) -> tuple[int, int]:
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise typer.BadParameter(f"--shard takes I/N with I from 0 to N - 1, such as 0/4. Received: {shard}.")
+    return int(number), int(count)

@@ -1,0 +1,91 @@
+"""A token data set becomes images again."""
+
+import collections
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import keras
+import numpy as np
+from PIL import Image
+
+from kvq.data.token_source import TokenSource
+from kvq.errors import TokensError
+from kvq.progress import Progress
+from kvq.tokenizer import Tokenizer
+
+
+def decode(
+    path: str | Path,
+    tokens: str | Path,
+    out: str | Path,
+    force: bool = False,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes the image of every element of a token data set as PNG, named after its source.
+
+    Args:
+        path: Run folder or model folder.
+        tokens: Folder that `encode` wrote. Every file of it is first compared with its checksum.
+        out: Folder to write to, made if it is not there. `a/b.jpg` becomes `a/b.png`, or `a/b.jpg.png` if there is another `a/b`.
+        force: Decode tokens of other weights all the same, if their numbers fit.
+        batch_size: How many go through the model at once, at least 1.
+        progress: Told `start`, `step` and `stop` on the way, in images.
+
+    Returns:
+        `out`, `images`, `images_per_second`, `same_weights`, `backend`.
+
+    Raises:
+        ArtifactError: If the model cannot be had.
+        TokensError: If the set is broken, was made by other weights, or does not fit the model; or `out` cannot be written.
+    """
+    tokenizer = Tokenizer.load(path)
+    source, out = TokenSource(tokens, verify=True), Path(out)
+    _check_fits(tokenizer, source, force)
+    files = png_names([source.name(index) for index in range(len(source))])
+    progress, started = progress or Progress(), time.perf_counter()
+    progress.start(len(source), 0)
+    try:
+        for start in range(0, len(source), batch_size):
+            stop = min(start + batch_size, len(source))
+            indices = np.stack([source[index]["tokens"] for index in range(start, stop)])
+            for name, image in zip(files[start:stop], tokenizer.decode(indices, batch_size), strict=True):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(out / name)
+            progress.step(stop)
+    except OSError as error:
+        raise TokensError(f"{out} cannot be written: {error.strerror or error}. Give another --out.") from None
+    progress.stop()
+    return {
+        "out": str(out),
+        "images": len(source),
+        "images_per_second": len(source) / (time.perf_counter() - started),
+        "same_weights": source.description.weights_sha256 == tokenizer.config.weights_sha256,
+        "backend": keras.backend.backend(),
+    }
+
+
+def png_names(names: list[str]) -> list[str]:
+    """A file name for each image: its own, with .png for its ending, or after it where another image would get the same."""
+    short = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
+    count = collections.Counter(short)
+    files = [f"{name}.png" if count[candidate] > 1 else candidate for name, candidate in zip(names, short, strict=True)]
+    for file, times in collections.Counter(files).most_common(1):
+        if times > 1:
+            raise TokensError(f"Images must have different names. Received: {times} that would be written as {file}.")
+    return files
+
+
+def _check_fits(tokenizer: Tokenizer, source: TokenSource, force: bool) -> None:
+    described = source.description
+    if described.depth != tokenizer.depth or described.vocabulary > tokenizer.vocabulary_size or len(described.grid) != 2:
+        raise TokensError(
+            f"The model decodes {tokenizer.depth or 1} indices a position, below {tokenizer.vocabulary_size}. "
+            f"Received: tokens of shape {source.shape}, below {described.vocabulary}."
+        )
+    if described.weights_sha256 != tokenizer.config.weights_sha256 and not force:
+        raise TokensError(
+            f"{source.folder} was encoded by other weights than the model's: {described.weights_sha256[:16]}... instead of "
+            f"{tokenizer.config.weights_sha256[:16]}... To decode it all the same: --force."
+        )
