@@ -145,6 +145,27 @@ def test_evaluation_equals_the_two_halves_bit_for_bit(case):
         np.testing.assert_array_equal(array(quantizer.indices_to_codes(indices)), outputs["codes"])
 
 
+def test_all_codes_are_what_codes_are_made_of(case):
+    quantizer = build(case)
+    indices = np.random.default_rng(0).integers(0, quantizer.codebook_size, (5, quantizer.depth or 1)).astype("int32")
+    table = array(quantizer.all_codes())
+    if quantizer.depth is None:
+        assert table.shape == (quantizer.codebook_size, DIM)
+        codes, indices = table[indices[:, 0]], indices[:, 0]
+    else:
+        assert table.shape[:2] == (quantizer.depth, quantizer.codebook_size)
+        parts = [table[level, indices[:, level]] for level in range(quantizer.depth)]
+        codes = np.concatenate(parts, -1) if case.startswith("product") else sum(parts)
+    np.testing.assert_allclose(codes, array(quantizer.indices_to_codes(ops.convert_to_tensor(indices))), rtol=1e-5, atol=1e-6)
+
+
+def test_all_codes_of_a_projected_quantizer_of_several_indices_lie_inside():
+    base = QUANTIZERS["residual"](members=[VectorQuantizer(K, name=f"level{i}") for i in range(2)], name="base")
+    quantizer = QUANTIZERS["projected"](base=base, code_dim=2, name="quantizer")
+    quantizer.build((None, DIM))
+    assert array(quantizer.all_codes()).shape == (2, K, 2)
+
+
 def test_in_training_codes_are_those_of_the_codebook_before_the_call(case):
     """ids before and after the update: LVQ's training codes belong to neither."""
     kind = case.split()[0]

@@ -1,13 +1,17 @@
 """The user's door: what it takes, what it refuses, and that a batch size changes nothing."""
 
+import importlib
+import operator
 import shutil
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
+from PIL import Image
 
 import kvq
-from kvq import load_config
+from kvq import backends, load_config
 from kvq.artifact import save
 from kvq.build import build_model
 from kvq.errors import ArtifactError
@@ -73,6 +77,79 @@ def test_batch_size_changes_nothing(tokenizer, batch_size):
     assert np.abs(restored.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["tensor", "list of arrays", "list of tensors", "anything with __array__"])
+def test_arrays_of_any_library_are_images_and_indices(tokenizer, kind):
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    wrap = {
+        "tensor": ops.convert_to_tensor,
+        "list of arrays": list,
+        "list of tensors": lambda array: [ops.convert_to_tensor(one) for one in array],
+        "anything with __array__": Foreign,
+    }[kind]
+    indices = tokenizer.encode(wrap(images(3, 8, 12)))
+    assert type(indices) is np.ndarray
+    np.testing.assert_array_equal(indices, tokenizer.encode(images(3, 8, 12)))
+    restored = tokenizer.decode(wrap(indices))
+    assert type(restored) is np.ndarray
+    np.testing.assert_array_equal(restored, tokenizer.decode(indices))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "tensorflow"])
+def test_tensors_of_another_library_than_the_backend_are_images(tokenizer, library):
+    if library == keras.backend.backend():
+        pytest.skip("This is the backend's own library: the test above.")
+    if library not in backends.installed():
+        pytest.skip(f"{library} is not installed here.")
+    module = importlib.import_module(library)
+    convert = {"torch": "from_numpy", "jax": "numpy.asarray", "tensorflow": "convert_to_tensor"}[library]
+    tensor = operator.attrgetter(convert)(module)(images(2, 8, 12))
+    np.testing.assert_array_equal(tokenizer.encode(tensor), tokenizer.encode(images(2, 8, 12)))
+
+
+def test_pil_images_are_images(tokenizer):
+    pictures = [Image.fromarray(image) for image in images(3, 8, 12)]
+    np.testing.assert_array_equal(tokenizer.encode(pictures), tokenizer.encode(images(3, 8, 12)))
+    grey = pictures[0].convert("L")
+    three = np.repeat(np.asarray(grey)[None, :, :, None], 3, axis=3)
+    np.testing.assert_array_equal(tokenizer.encode([grey]), tokenizer.encode(three))
+    with pytest.raises(ValueError, match="must have one shape. Received: "):
+        tokenizer.encode([pictures[0], pictures[1].resize((8, 8))])
+
+
+def test_a_ragged_batch_is_not_compiled_anew(folder):
+    tokenizer = Tokenizer.load(folder)
+    shapes = record_shapes(tokenizer._encoder)
+    whole = tokenizer.encode(images(4, 16, 8), batch_size=4)
+    traced = len(shapes)
+    for count in (5, 6, 7, 11, 4, 3):
+        ragged = tokenizer.encode(images(count, 16, 8), batch_size=4)
+        np.testing.assert_array_equal(ragged[:4], whole[:count])
+    if backends.compiles_each_shape(keras.backend.backend()):
+        # Python code runs while a graph is made of it, and only then.
+        assert len(shapes) == traced
+    else:
+        # Nothing is compiled, so that nothing is filled up.
+        assert [shape[0] for shape in shapes[traced:]] == [4, 1, 4, 2, 4, 3, 4, 4, 3, 4, 3]
+
+
+def record_shapes(model):
+    """The shapes of the batches with which the model's Python code is run from now on."""
+    shapes, call = [], model.call
+
+    def recorded(images):
+        shapes.append(tuple(images.shape))
+        return call(images)
+
+    model.call = recorded
+    return shapes
+
+
 def test_any_integers_are_indices(tokenizer):
     indices = tokenizer.encode(images(2, 8, 12))
     expected = tokenizer.decode(indices)
@@ -94,6 +171,11 @@ def test_any_integers_are_indices(tokenizer):
 def test_other_images_are_refused_with_what_came(tokenizer, wrong, received):
     with pytest.raises(ValueError, match=rf"`images` must be uint8 \(n, h, w, 3\). Received: {received}"):
         tokenizer.encode(wrong)
+
+
+def test_batches_of_nothing_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1. Received: batch_size=0"):
+        tokenizer.encode(images(2, 8, 12), 0)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 10), (2, 6, 8), (2, 0, 8), (0, 8, 8)], ids=str)
@@ -118,6 +200,45 @@ def test_sizes_that_do_not_fit_are_refused(tokenizer, shape):
 def test_other_indices_are_refused_with_what_came(tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
         tokenizer.decode(wrong)
+
+
+def test_tokenizer_knows_its_grid_and_its_codes(tokenizer):
+    assert tokenizer.grid == (7, 7) and tokenizer.depth is None
+    codes = tokenizer.codebook
+    assert type(codes) is np.ndarray and codes.dtype == np.float32 and codes.shape == (CODES, 4)
+    np.testing.assert_array_equal(codes, ops.convert_to_numpy(tokenizer.model.quantizer.codebook))
+
+
+def test_codes_that_nobody_can_hold_are_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("kvq.tokenizer.CODEBOOK_LIMIT", CODES * 4 - 1)
+    with pytest.raises(ValueError, match=f"at most 47 numbers. Received: a vocabulary of {CODES}"):
+        tokenizer.codebook  # noqa: B018
+
+
+def test_saved_again_it_has_the_same_bytes(tokenizer, folder, tmp_path):
+    tokenizer.save(tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    tokenizer.save(tmp_path / "again")  # a model may be replaced
+
+
+def test_changed_weights_are_saved_as_another_model(folder, tmp_path):
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.model.quantizer.codebook.assign(tokenizer.codebook[::-1].copy())
+    tokenizer.save(tmp_path / "changed")
+    changed = Tokenizer.load(tmp_path / "changed")
+    assert changed.config.weights_sha256 != tokenizer.config.weights_sha256
+    np.testing.assert_array_equal(changed.encode(images(2, 8, 12)), CODES - 1 - Tokenizer.load(folder).encode(images(2, 8, 12)))
+
+
+def test_saving_replaces_nothing_but_a_model(tokenizer, tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ArtifactError, match="something else"):
+        tokenizer.save(tmp_path)
+    with pytest.raises(ArtifactError, match="something else"):
+        tokenizer.save(tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
 def test_run_folder_and_model_folder_give_the_same_tokenizer(tokenizer, folder, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kvq import __version__
+from kvq import __version__, artifact
 from kvq.artifact import ArtifactConfig
 from kvq.data import evaluation_batches, evaluation_transforms, iterate
 from kvq.data.contract import Source
@@ -67,13 +67,13 @@ def encode(
             "`shard` must be (i, n) with 0 <= i < n, `batch_size` and `shard_size` at least 1. "
             f"Received: {shard}, {batch_size}, {shard_size}."
         )
-    tokenizer, out = Tokenizer.load(path), Path(out)
-    source = images_for(path, tokenizer.config, data, split)
-    plan = plan_of(tokenizer.config, source, batch_size, shard_size)
+    config, out = artifact.check(artifact.model_folder(path)), Path(out)
+    source = images_for(path, config, data, split)
+    plan = plan_of(config, source, batch_size, shard_size)
     try:
         described = shards.begin(out, plan)
         share = shards.numbers(plan)[part::parts] if described is None else range(0)
-        mine, encoded, seconds = _encode_share(tokenizer, source, out, plan, share, progress)
+        mine, encoded, seconds = _encode_share(path, source, out, plan, share, progress)
         described = described or shards.join(out, plan)
     except OSError as error:
         raise TokensError(
@@ -147,11 +147,14 @@ def encode_shard(
 
 
 def _encode_share(
-    tokenizer: Tokenizer, source: Source, out: Path, plan: TokenPlan, share: range, progress: Progress | None
+    path: str | Path, source: Source, out: Path, plan: TokenPlan, share: range, progress: Progress | None
 ) -> tuple[list[Note], int, float]:
     """Encodes those shards of a share that are missing: the notes of all, how many images that were, and in how many seconds."""
     sizes = {number: min(plan.shard_size, plan.source.images - number * plan.shard_size) for number in share}
     notes = {number: note for number in share if (note := shards.note_of(out, number))}
+    if len(notes) == len(share):
+        return list(notes.values()), 0, 0.0
+    tokenizer = Tokenizer.load(path)
     found = done = sum(sizes[number] for number in notes)
     progress, started, encoded = progress or Progress(), time.perf_counter(), 0
     progress.start(sum(sizes.values()), done)
