@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kvq import encode
+from kvq.artifact import save
+from kvq.build import build_model
 from kvq.config import load_config, parse_config
+from kvq.data.token_set import TokenSet
 from kvq.quantizer_config import describe_quantizers
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -32,6 +36,26 @@ def test_the_example_of_a_model_of_ones_own_learns() -> None:
 def test_the_example_of_a_grain_pipeline_runs() -> None:
     (example,) = blocks("data.md", "python")
     exec(compile(example, "docs/data.md", "exec"), {})
+
+
+def test_the_examples_of_reading_and_training_on_tokens_run(tmp_path, monkeypatch, capsys) -> None:
+    config = load_config("fashion_mnist_mini", ["model.latent_dim=4", "data.crop=8"])
+    save(build_model(config.model, config.quantizer, config.loss, 1), config, 1, "noise", "train", 0, tmp_path / "model")
+    np.savez(tmp_path / "noise.npz", x_train=np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8))
+    encode(tmp_path / "model", tmp_path / "noise.npz", tmp_path / "tokens")
+    monkeypatch.chdir(tmp_path)
+    reading, training = blocks("tokens.md", "python")
+    exec(compile(reading, "docs/tokens.md", "exec"), {})
+    assert capsys.readouterr().out.count("[") == 3  # two rows of two tokens
+    names: dict = {}
+    exec(compile(training, "docs/tokens.md", "exec"), names)
+    assert names["model"].output_shape == (None, None, 64)
+
+
+def test_the_keys_of_a_token_set_are_explained() -> None:
+    text = (DOCS / "tokens.md").read_text("utf-8")
+    for name in TokenSet.model_fields:
+        assert f"`{name}`" in text
 
 
 def test_the_shown_section_is_one_that_a_configuration_takes() -> None:

@@ -13,7 +13,7 @@ import pytest
 from kvq.data import TokenSource
 from kvq.data.token_set import DTYPES, Preprocessing, TokenPlan, TokenSetSource, smallest_dtype
 from kvq.errors import TokensError
-from kvq.tokens.shards import begin, join, numbers, write_shard
+from kvq.tokens.shards import _claim, begin, join, numbers, write_shard
 
 CODES, GRID, IMAGES, SHARD = 200, (2, 3), 25, 10
 WEIGHTS = "ab" * 32
@@ -171,6 +171,17 @@ def test_processes_that_begin_and_end_at_the_same_moment_do_not_get_in_each_othe
     assert {path.name.split("-")[0] for path in (tmp_path / "set").iterdir()} == {"tokens", "names", "labels", "tokens.json"}
     source = TokenSource(tmp_path / "set", verify=True)
     np.testing.assert_array_equal([source[i]["tokens"] for i in range(40)], tokens_of(plan))
+
+
+def test_a_plan_that_goes_while_it_is_looked_at_means_that_the_set_was_completed(tmp_path, monkeypatch):
+    write_set(tmp_path / "set")
+
+    def too_late(path, content):
+        raise FileExistsError
+
+    # As if another process had completed the set between two looks at it.
+    monkeypatch.setattr("kvq.tokens.shards.write_new", too_late)
+    _claim(tmp_path / "set", plan_of())
 
 
 # Hostile files
