@@ -103,6 +103,8 @@ def test_version_and_console_script() -> None:
         (["train", "fashion_mnist_mini", "--dry-run", "--set", "data.crop=32", "--set", "data.pad=0"], ["crop=32"]),
         (["evaluate", "no/such/run"], ["no/such/run"]),
         (["reconstruct", "no/such/run", "picture.png", "--out", "out"], ["no/such/run"]),
+        (["encode", "no/such/run", "mnist", "--out", "out"], ["no/such/run"]),
+        (["decode", "no/such/run", "tokens", "--out", "out"], ["no/such/run"]),
         (["export", "no/such/run", "--format", "onnx", "--out", "out"], ["no/such/run"]),
         (["configs", "nope"], ["nope", "mnist"]),
     ],

@@ -49,7 +49,7 @@ def test_the_examples_of_reading_and_training_on_tokens_run(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("[") == 3  # two rows of two tokens
     names: dict = {}
     exec(compile(training, "docs/tokens.md", "exec"), names)
-    assert names["model"].output_shape == (None, None, 64)
+    assert names["model"].output_shape[-1] == 64
 
 
 def test_the_keys_of_a_token_set_are_explained() -> None:

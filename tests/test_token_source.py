@@ -99,8 +99,9 @@ def test_numbered_images_without_labels(tmp_path):
 
 def test_what_is_read_is_mapped_and_an_element_is_its_own(folder):
     source = TokenSource(folder)
-    assert isinstance(source._map(0).tokens, np.memmap)
+    assert isinstance(source._map(0).tokens.base, np.memmap)
     element = source[0]
+    assert type(element["tokens"]) is np.ndarray
     element["tokens"][:] = 0
     assert source[0]["tokens"].any()
 

@@ -95,7 +95,8 @@ class TokenSource:
         described, shard = self.description, self.description.shards[number]
         dtype, shape = DTYPES[described.dtype], (shard.images, *described.shape)
         offset = npy_offset(self.folder, shard.tokens, dtype, shape)  # again: the file may have changed
-        tokens = np.memmap(self.folder / shard.tokens.file, dtype, "r", offset, shape)
+        # As a plain array: elements would else be of NumPy's class for mapped files, which is slow and is not what they are.
+        tokens = np.asarray(np.memmap(self.folder / shard.tokens.file, dtype, "r", offset, shape))
         labels = None
         if shard.labels:
             dtype = label_dtype(self.folder, shard)
