@@ -155,8 +155,8 @@ def test_the_set_says_everything_about_itself(grey, arrays, tmp_path):
     [
         ('{kind="vector", codebook_size=256}', 4, (2, 2), "uint8"),
         ('{kind="vector", codebook_size=257}', 4, (2, 2), "uint16"),
-        ('{kind="lookup_free", bits=16}', 16, (2, 2), "uint16"),
-        ('{kind="lookup_free", bits=17}', 17, (2, 2), "uint32"),
+        ('{kind="finite_scalar", levels=[16, 16, 16, 16]}', 4, (2, 2), "uint16"),
+        ('{kind="finite_scalar", levels=[17, 16, 16, 16]}', 4, (2, 2), "uint32"),
         ('{kind="residual", levels=3, base={kind="vector", codebook_size=9}}', 4, (2, 2, 3), "uint8"),
     ],
 )
