@@ -33,11 +33,16 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KvqError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_harmless(str(error))}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _harmless(text: str) -> str:
+    """A message without control characters: it may repeat what a file says, and a terminal obeys them."""
+    return "".join(character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text)
 
 
 def print_version(wanted: bool) -> None:

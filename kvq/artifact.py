@@ -1,15 +1,17 @@
 """The saved tokenizer: a folder of `config.json` and `model.safetensors`, the same on every backend.
 
 `check` reads such a folder without Keras and believes nothing in it: every tensor's name, shape, dtype and place is held
-against the configuration before anything of its size is allocated. No object graph is stored and none is executed.
+against the configuration before anything of its size is allocated. No object graph is stored and none is executed, and no
+link is followed.
 """
 
 import hashlib
 import json
 import math
-import struct
+import os
+import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,9 +19,12 @@ from pydantic import Field
 from kvq import __version__
 from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, RunConfig, Section
-from kvq.config import check as check_section
 from kvq.errors import ArtifactError, ConfigError
+from kvq.network_shapes import kernels
 from kvq.tensor_names import tensors as tensors
+from kvq.untrusted import parse_json, read_bytes
+from kvq.validation import check as check_section
+from kvq.weights_file import check_weights
 
 if TYPE_CHECKING:
     from kvq.model import VQVAE
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Literal[1] = 1
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 _CONFIG_LIMIT = 2**20  # bytes
-_HEADER_LIMIT = 2**22  # bytes
+_WEIGHTS_LIMIT = 2**36  # bytes, more than fits any accelerator that trains it
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -57,7 +62,7 @@ class TrainedOn(Section):
 
 
 class Trained(Section):
-    steps: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0, le=10**9)]
     backend: Name
 
 
@@ -148,13 +153,12 @@ def check(folder: Path) -> ArtifactConfig:
         ArtifactError: If the folder is not kvq's, is of a newer kvq, or its tensors do not fit its configuration.
     """
     config = _read_config(folder / CONFIG_NAME)
-    weights = _regular_file(folder / WEIGHTS_NAME)
-    _check_consistent(config)
-    _check_tensors(weights, config)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != config.weights_sha256:
-        raise ArtifactError(f"{weights} is not the file that {CONFIG_NAME} describes: its sha256 is {digest}.")
+    _check_consistent(folder, config)
+    shapes = {name: spec.shape for name, spec in config.tensors.items()}
+    try:
+        check_weights(folder / WEIGHTS_NAME, shapes, config.weights_sha256)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(folder, WEIGHTS_NAME, error) from None
     return config
 
 
@@ -174,11 +178,8 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
     weights = dict(tensors(model))
     expected = {name: list(weight.shape) for name, weight in weights.items()}
     described = {name: spec.shape for name, spec in config.tensors.items()}
-    for name in _differences(expected, described)[:1]:
-        raise ArtifactError(
-            f"{folder} holds other tensors than its model has: {name} is {described.get(name, 'missing')} in the file "
-            f"and {expected.get(name, 'missing')} in the model that {CONFIG_NAME} names."
-        )
+    for name in sorted(name for name in {*expected, *described} if expected.get(name) != described.get(name))[:1]:
+        raise _other_tensor(folder, name, described, expected)
     try:
         arrays = load_file(folder / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
@@ -191,38 +192,52 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
 def model_folder(path: str | Path) -> Path:
     """The model folder that a path means: itself, or the `model/` of a run folder."""
     path = Path(path)
-    if not path.exists():
+    # Not `path.exists()`, which raises an OSError where a name is too long.
+    if not os.path.exists(path):
         raise ArtifactError(f"There is no {path}. Give a run folder or a model folder.")
-    if (path / "run.json").exists():
+    if os.path.lexists(path / "run.json"):
+        if (path / "model").is_symlink():
+            raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")
         if not (path / "model").exists():
             raise ArtifactError(f"{path} has no model yet: it is written at the end of a run.")
         return path / "model"
     return path
 
 
-def _differences(expected: dict[str, list[int]], described: dict[str, list[int]]) -> list[str]:
-    return sorted(name for name in {*expected, *described} if expected.get(name) != described.get(name))
+def _other_tensor(folder: Path, name: str, described: dict[str, list[int]], expected: dict[str, list[int]]) -> ArtifactError:
+    return ArtifactError(
+        f"{folder} holds other tensors than its model has: {name} is {described.get(name, 'missing')} in the file "
+        f"and {expected.get(name, 'missing')} in the model that {CONFIG_NAME} names."
+    )
 
 
-def _regular_file(path: Path) -> Path:
-    if path.is_symlink() or not path.is_file():
-        raise ArtifactError(f"{path.parent} is not a kvq model: it has no file {path.name}. A model is a folder with both files.")
-    return path
+def _not_a_model(folder: Path, name: str, error: OSError | ValueError) -> ArtifactError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return ArtifactError(
+        f"{folder} is not a kvq model: its {name} cannot be read: {reason}. A model is a folder with both files."
+    )
 
 
 def _read_config(path: Path) -> ArtifactConfig:
-    if _regular_file(path).stat().st_size > _CONFIG_LIMIT:
-        raise ArtifactError(f"{path} is larger than {_CONFIG_LIMIT} bytes, which no kvq model needs.")
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = read_bytes(path, _CONFIG_LIMIT)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path.parent, path.name, error) from None
+    try:
+        values = parse_json(content)
+    except ValueError as error:
         raise ArtifactError(f"{path} is not JSON: {error}.") from None
     if not isinstance(values, dict) or "format_version" not in values:
         raise ArtifactError(f"{path.parent} is not a kvq model: {path.name} has no format_version.")
-    if values["format_version"] != FORMAT_VERSION:
+    version = values["format_version"]
+    if type(version) is int and version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path.parent} has format_version {values['format_version']!r:.50}; this kvq ({__version__}) reads "
-            f"{FORMAT_VERSION}. Upgrade kvq if the model is newer."
+            f"{path.parent} was written by a newer kvq, in format_version {reprlib.repr(version)}; this kvq ({__version__}) "
+            f"reads {FORMAT_VERSION}. Upgrade kvq."
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path.parent} has format_version {reprlib.repr(version)}; this kvq ({__version__}) reads {FORMAT_VERSION}."
         )
     try:
         return check_section(ArtifactConfig, values, str(path))
@@ -230,68 +245,26 @@ def _read_config(path: Path) -> ArtifactConfig:
         raise ArtifactError(str(error)) from None
 
 
-def _check_consistent(config: ArtifactConfig) -> None:
+def _check_consistent(folder: Path, config: ArtifactConfig) -> None:
     """Holds what the configuration says twice against itself."""
-    side = config.images.crop // config.model.downsampling
-    expected = [_grid(config.quantizer, side)]
-    if config.grids != expected:
-        raise ArtifactError(f"{CONFIG_NAME} names other grids than its model has: {config.grids[0]} instead of {expected[0]}.")
-    # Before anything is built: a few bytes of configuration could ask for a codebook of gigabytes.
-    for name, shape in config.quantizer.codebooks(config.model.latent_dim).items():
-        described = config.tensors.get(f"quantizer.{name}")
-        if described is None or described.shape != shape:
-            raise ArtifactError(
-                f"{CONFIG_NAME} says that quantizer.{name} is {described and described.shape}; its model has {shape}."
-            )
     if mistake := config.quantizer.mistake(config.model.latent_dim):
         raise ArtifactError(f"{CONFIG_NAME}: model.latent_dim {mistake}. Received: {config.model.latent_dim}.")
+    step = config.model.downsampling
+    if config.images.crop % step:
+        raise ArtifactError(f"{CONFIG_NAME}: images.crop must be a multiple of {step}. Received: {config.images.crop}.")
+    expected = [_grid(config.quantizer, config.images.crop // step)]
+    if config.grids != expected:
+        raise ArtifactError(f"{CONFIG_NAME} names other grids than its model has: {config.grids[0]} instead of {expected[0]}.")
+    described = {name: spec.shape for name, spec in config.tensors.items()}
+    # Before anything is built: a few bytes of configuration could ask for terabytes. What is left is small beside these.
+    codebooks = config.quantizer.codebooks(config.model.latent_dim)
+    large = {**kernels(config.model, config.images.channels), **{f"quantizer.{name}": codebooks[name] for name in codebooks}}
+    for name, shape in large.items():
+        if described.get(name) != shape:
+            raise _other_tensor(folder, name, described, large)
+    if (size := sum(4 * math.prod(shape) for shape in described.values())) > _WEIGHTS_LIMIT:
+        raise ArtifactError(f"{CONFIG_NAME} declares {size} bytes of weights; at most {_WEIGHTS_LIMIT} are read.")
 
 
 def _grid(quantizer: QuantizerConfig, side: int) -> Grid:
     return Grid(name="grid", shape=[side, side], vocabulary=quantizer.codebook_size, depth=quantizer.depth or 1)
-
-
-def _check_tensors(path: Path, config: ArtifactConfig) -> None:
-    """Holds the header of a safetensors file (8 bytes of length, JSON, data) against the configuration."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise ArtifactError(
-                f"{path} is not a safetensors file, or was cut: it declares a header of {length} bytes in {size}."
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{path} has a header that is not JSON: {error}.") from None
-    if not isinstance(header, dict):
-        raise ArtifactError(f"{path} has a header that is not a JSON object.")
-    header.pop("__metadata__", None)
-    if {*header} != {*config.tensors}:
-        names = sorted({*header} ^ {*config.tensors})
-        raise ArtifactError(
-            f"{path} and {CONFIG_NAME} do not name the same tensors. In one of them only: {', '.join(names)[:200]}."
-        )
-    end = 0
-    for name, spec in sorted(config.tensors.items(), key=lambda item: _offsets(path, header, item[0])):
-        entry, (begin, stop) = header[name], _offsets(path, header, name)
-        if entry.get("dtype") != "F32" or entry.get("shape") != spec.shape:
-            raise ArtifactError(
-                f"{path}: {name} is {entry.get('dtype')} {entry.get('shape')!s:.80}; {CONFIG_NAME} says F32 {spec.shape}."
-            )
-        if begin != end or stop - begin != 4 * math.prod(spec.shape):
-            raise ArtifactError(
-                f"{path}: the data of {name} do not lie where {4 * math.prod(spec.shape)} bytes from {end} would."
-            )
-        end = stop
-    if end != size - 8 - length:
-        raise ArtifactError(f"{path} has {size - 8 - length} bytes of data; its tensors need {end}. It was cut or added to.")
-
-
-def _offsets(path: Path, header: dict[str, Any], name: str) -> tuple[int, int]:
-    entry = header[name]
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
-        raise ArtifactError(f"{path}: {name} has no proper data_offsets.")
-    return offsets[0], offsets[1]

@@ -4,8 +4,11 @@ A checkpoint is a folder `checkpoints/step_00001000` of `state.safetensors` and 
 flushed and renamed. Batch k is a function of the seed, k and the files, so the step is also the position in the data.
 """
 
+import contextlib
 import hashlib
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +24,11 @@ from kvq import artifact
 from kvq.atomic import new_folder, write_bytes, write_text
 from kvq.errors import RunError
 from kvq.run import Run
+from kvq.untrusted import parse_json, read_bytes
 
 FORMAT_VERSION = 1
+_DESCRIPTION_LIMIT = 2**16  # bytes
+_HEADER_LIMIT = 2**22  # bytes
 # What reading a broken checkpoint can raise.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -56,45 +62,55 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole training state: after `step` steps on `backend`, of a run with `config`."""
+    """What a checkpoint says of itself: after `step` steps on `backend`, of a run with `config`."""
 
     folder: Path
     step: int
     backend: str
     config: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    def restore(self, model: keras.Model) -> None:
-        """Puts the state into a compiled model.
-
-        Raises:
-            RunError: If it is of another model.
-        """
-        model.optimizer.build(model.trainable_variables)
-        variables = dict(_state(model))
-        if {name: variable.shape for name, variable in variables.items()} != {k: a.shape for k, a in self.arrays.items()}:
-            raise RunError(f"{self.folder} is of another model than the configuration. Was its state or config.toml edited?")
-        for name, variable in variables.items():
-            variable.assign(self.arrays[name])
+    sha256: str
 
 
-def read_checkpoint(run: Run, note: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is whole.
+def newest_checkpoint(run: Run) -> Checkpoint:
+    """The newest checkpoint that describes itself; whether its state is whole is found out when it is restored.
+
+    Raises:
+        RunError: If there is none, or it is of a newer kvq.
+    """
+    if not run.exists:
+        raise RunError(f"{run.folder} holds no run to resume. Leave --resume away to start one.")
+    for folder in reversed(_folders(run)):
+        with contextlib.suppress(*_BROKEN):
+            return _description(folder)
+    raise _none_whole(run)
+
+
+def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]) -> Checkpoint:
+    """Puts the newest checkpoint that is whole into a compiled model.
 
     Args:
         note: Told of every checkpoint that was passed over because it is broken.
 
     Raises:
-        RunError: If there is none.
+        RunError: If there is none, or the newest is of another model or of a newer kvq.
     """
-    if not run.exists:
-        raise RunError(f"{run.folder} holds no run to resume. Leave --resume away to start one.")
+    model.optimizer.build(model.trainable_variables)
+    variables = dict(_state(model))
+    kinds = {name: (tuple(variable.shape), _is_float(variable.dtype)) for name, variable in variables.items()}
+    largest = _HEADER_LIMIT + sum(8 * math.prod(shape) for shape, _ in kinds.values())
     for folder in reversed(_folders(run)):
         try:
-            return _read(folder)
+            checkpoint = _description(folder)
+            arrays = _arrays(checkpoint, largest)
         except _BROKEN as error:
             note(f"{folder} is broken ({error}); the one before it is taken.")
-    raise RunError(f"{run.checkpoints} holds no whole checkpoint to resume from. Give --overwrite to start again.")
+            continue
+        if kinds != {name: (array.shape, _is_float(array.dtype.name)) for name, array in arrays.items()}:
+            raise RunError(f"{folder} is of another model than the configuration of {run.folder}. Its config.toml was edited.")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        return checkpoint
+    raise _none_whole(run)
 
 
 def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
@@ -117,21 +133,54 @@ def has_checkpoint(run: Run) -> bool:
 
 
 def _folders(run: Run) -> list[Path]:
-    """Oldest first."""
+    """Oldest first. Links are passed over: what they lead to is not the run's, neither to load nor to remove."""
     folders = [
-        folder for folder in run.checkpoints.glob("step_*") if folder.is_dir() and folder.name.removeprefix("step_").isdigit()
+        folder
+        for folder in (run.checkpoints.glob("step_*") if not run.checkpoints.is_symlink() else [])
+        if re.fullmatch("step_[0-9]+", folder.name) and folder.is_dir() and not folder.is_symlink()
     ]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")))
+    return sorted(folders, key=_step)
 
 
-def _read(folder: Path) -> Checkpoint:
-    description = json.loads((folder / "state.json").read_text("utf-8"))
-    if description["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format_version {description['format_version']}, not {FORMAT_VERSION}")
-    content = (folder / "state.safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _description(folder: Path) -> Checkpoint:
+    description = parse_json(read_bytes(folder / "state.json", _DESCRIPTION_LIMIT))
+    version = description["format_version"]
+    if type(version) is int and version > FORMAT_VERSION:
+        raise RunError(f"{folder} was written by a newer kvq, in format_version {version}; this one reads {FORMAT_VERSION}.")
+    if type(version) is not int or version != FORMAT_VERSION or description["step"] != _step(folder):
+        raise ValueError("its state.json does not describe it")
+    if not isinstance(description["config"], dict):
+        raise ValueError("its state.json has no configuration")
+    return Checkpoint(folder, _step(folder), str(description["backend"]), description["config"], str(description["sha256"]))
+
+
+def _arrays(checkpoint: Checkpoint, largest: int) -> dict[str, np.ndarray]:
+    """The state of a checkpoint that verifies, of at most `largest` bytes."""
+    file = checkpoint.folder / "state.safetensors"
+    if file.stat().st_size > largest:
+        raise RunError(f"{checkpoint.folder} is of another model than the configuration: it is larger. Was config.toml edited?")
+    content = read_bytes(file, largest)
+    if hashlib.sha256(content).hexdigest() != checkpoint.sha256:
         raise ValueError("its checksum does not hold")
-    return Checkpoint(folder, description["step"], description["backend"], description["config"], load(content))
+    arrays = load(content)
+    for name, array in arrays.items():
+        # Measurements may be infinite: the PSNR of a perfect image is.
+        if array.dtype.kind == "f" and not name.startswith("metric.") and not np.isfinite(array).all():
+            raise ValueError(f"{name} is NaN or infinite")
+    return arrays
+
+
+def _is_float(dtype: str) -> bool:
+    # Which integers count and seed differs among the backends.
+    return "float" in dtype
+
+
+def _none_whole(run: Run) -> RunError:
+    return RunError(f"{run.checkpoints} holds no whole checkpoint to resume from. Give --overwrite to start again.")
 
 
 def _remove_old(run: Run, keep: int) -> None:
@@ -145,6 +194,7 @@ def _remove_old(run: Run, keep: int) -> None:
 
 def _validation_psnr(folder: Path) -> float | None:
     try:
-        return json.loads((folder / "state.json").read_text("utf-8"))["validation_psnr"]
+        psnr = parse_json(read_bytes(folder / "state.json", _DESCRIPTION_LIMIT))["validation_psnr"]
     except _BROKEN:
         return None
+    return psnr if isinstance(psnr, float) and not math.isnan(psnr) else None

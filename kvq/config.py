@@ -4,13 +4,12 @@ A field's bounds live here; its default too, except that a quantizer's or a netw
 that both say the same (tests/test_config.py).
 """
 
-import difflib
-import reprlib
+import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import tomli_w
@@ -19,8 +18,11 @@ from pydantic import Field
 from kvq.errors import ConfigError
 from kvq.quantizer_config import QuantizerConfig as QuantizerConfig
 from kvq.quantizer_sections import Section as Section
+from kvq.untrusted import open_regular
+from kvq.validation import check, nearest
 
-Model = TypeVar("Model", bound=pydantic.BaseModel)
+# Bytes of a configuration. The shipped ones have a tenth. tomllib takes the square of a dotted key's parts: here, a second.
+_LIMIT = 2**14
 
 
 class TrainConfig(Section):
@@ -182,41 +184,43 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
 
 def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a TOML text; `origin` names it in errors."""
+    if len(text) > _LIMIT:
+        raise _too_large(origin)
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin} is not TOML: {str(error)[:200]}.") from None
     for override in overrides:
         _assign(values, override)
+    _check_integers(values, origin)
     return check(RunConfig, values, origin)
-
-
-def check(model: type[Model], values: Mapping[str, Any], origin: str) -> Model:
-    """`values` as a `model`; what is wrong with them, all at once and in words, as a ConfigError."""
-    try:
-        return model.model_validate(values)
-    except pydantic.ValidationError as error:
-        mistakes = "".join(f"\n  {_in_words(model, dict(mistake))}" for mistake in error.errors())
-        raise ConfigError(f"{origin} does not fit:{mistakes}") from None
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
     names = list_configs()
     if str(name_or_path) in names:
         return resources.files("kvq_configs").joinpath(f"{name_or_path}.toml").read_text("utf-8"), f"Config {name_or_path}"
-    path = Path(name_or_path)
-    if path.is_dir():
-        path = path / "config.toml"
+    path, folder = Path(name_or_path), os.path.isdir(name_or_path)
+    path = path / "config.toml" if folder else path
     try:
-        return path.read_text("utf-8"), str(path)
+        # Of one's own file, a link or a pipe (`kvq train <(...)`) is as good as any.
+        with open_regular(path) if folder else path.open("rb") as file:
+            content = file.read(_LIMIT + 1)
+        if len(content) > _LIMIT:
+            raise _too_large(path)
+        return content.decode("utf-8"), str(path)
     except FileNotFoundError:
         pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {(isinstance(error, OSError) and error.strerror) or error}.") from None
     raise ConfigError(
-        f"There is no configuration {str(name_or_path)!r}{_nearest(str(name_or_path), names)}. "
+        f"There is no configuration {str(name_or_path)!r}{nearest(str(name_or_path), names)}. "
         f"It must be one of {', '.join(names)}, a TOML file, or a run folder with its config.toml."
     )
+
+
+def _too_large(origin: str | Path) -> ConfigError:
+    return ConfigError(f"{origin} is larger than {_LIMIT} bytes, which no configuration needs.")
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
@@ -224,7 +228,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
     *sections, name = (part.strip() for part in key.split("."))
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()
     # A whole section is a table: quantizer={kind="gumbel", codebook_size=64}.
     if not equals or not name or not (sections or isinstance(parsed, dict)):
@@ -236,56 +240,12 @@ def _assign(values: dict[str, Any], override: str) -> None:
     values[name] = parsed
 
 
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _in_words(model: type[pydantic.BaseModel], mistake: dict[str, Any]) -> str:
-    """One of pydantic's errors as a sentence that names the key as the file has it."""
-    section, path = _walk(model, mistake["loc"])
-    key = ".".join(path)
-    context = mistake.get("ctx", {})
-    match mistake["type"]:
-        case "extra_forbidden":
-            siblings = {*section.model_fields} if section else {*()}
-            near = difflib.get_close_matches(path[-1], sorted(siblings), 1)
-            hint = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(sorted(siblings))}."
-            return f"{key}: there is no such key. {hint}"
-        case "missing":
-            return f"{key}: is missing."
-        case "union_tag_not_found":
-            return f"{key}.{context['discriminator'].strip(chr(39))}: is missing."
-        case "union_tag_invalid":
-            tags = context["expected_tags"].replace("'", "").split(", ")
-            field, hint = context["discriminator"].strip("'"), _nearest(str(context["tag"]), tags)
-            return f"{key}.{field}: must be one of {', '.join(tags)}. Received: {context['tag']!r}{hint}."
-        case "value_error":
-            return str(context["error"])
-    message = mistake["msg"][0].lower() + mistake["msg"][1:]
-    return f"{key}: {message}. Received: {reprlib.repr(mistake['input'])}."
-
-
-def _walk(model: type[pydantic.BaseModel], loc: tuple[Any, ...]) -> tuple[type[pydantic.BaseModel] | None, list[str]]:
-    """The section that the last name of `loc` belongs to, and `loc` without the tags that pydantic puts in for unions."""
-    section: type[pydantic.BaseModel] | None = model
-    path: list[str] = []
-    members: list[type[pydantic.BaseModel]] = []
-    for index, part in enumerate(loc):
-        tagged = [member for member in members if part in _tags(member)]
-        if tagged:
-            section, members = tagged[0], []
-            continue
-        path.append(str(part))
-        if index == len(loc) - 1:
-            break
-        field = section.model_fields.get(str(part)) if section else None
-        kinds = [field.annotation, *get_args(field.annotation)] if field else []
-        members = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
-        section = members[0] if members else None
-    return section, path
-
-
-def _tags(member: type[pydantic.BaseModel]) -> set[Any]:
-    fields = [member.model_fields[name] for name in ("network", "kind") if name in member.model_fields]
-    return {tag for field in fields for tag in get_args(field.annotation)}
+def _check_integers(values: dict[str, Any], origin: str) -> None:
+    """Refuses what TOML cannot hold and tomllib reads: of more digits than these, Python cannot even print an integer."""
+    waiting: list[Any] = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{origin} is not TOML: an integer in it has more than 64 bits.")

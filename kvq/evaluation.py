@@ -12,6 +12,7 @@ from kvq import artifact
 from kvq.artifact import ArtifactConfig
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
 from kvq.data.contract import Batch, Source
+from kvq.data.places import KNOWN
 from kvq.data.sources import check_images
 from kvq.errors import DataError
 from kvq.metrics import CodebookUsage, psnr, ssim
@@ -130,8 +131,16 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
 
 
 def trained_on(path: str | Path, name: str) -> str:
-    """The source of the run that a model lies in, which may be a path; else the name that the model carries."""
+    """The source of the run that a model lies in, which may be a path; else the known name that the model carries.
+
+    Raises:
+        DataError: If that is no known name: what a model says is not taken for a path.
+    """
     from kvq.run import Run
 
     run = Run(artifact.model_folder(path).parent)
-    return run.config.data.source if run.exists else name
+    if run.exists:
+        return run.config.data.source
+    if name not in KNOWN:
+        raise DataError(f"{path} was trained on {name!r}, which kvq does not know by name. Give --data, the images' place.")
+    return name

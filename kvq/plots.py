@@ -42,7 +42,7 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
     # Not pyplot: it keeps every figure, and may ask for a display.
     from matplotlib.figure import Figure
 
-    splits = {split: [r for r in records if r["split"] == split] for split in ("train", "validation")}
+    splits = {split: [r for r in records if r.get("split") == split] for split in ("train", "validation")}
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, codes = figure.subplots(1, 2)
     names = ["loss", *(name for name in ("reconstruction", "codebook", "commitment") if any(name in r for r in records))]
@@ -50,7 +50,8 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
         _curve(losses, splits["train"], name, color=color, label=name)
         _curve(losses, splits["validation"], name, color=color, linestyle="", marker="o", markersize=3)
     losses.set(yscale="log", xlabel="step", title="Loss on [-1, 1] images (dots: validation)")
-    losses.legend()
+    if losses.lines:
+        losses.legend()
     _curve(codes, splits["train"], "perplexity", color="tab:purple", label="perplexity (codes)")
     codes.set(xlabel="step", ylabel="codes", ylim=(0, None), title="Codebook")
     share = codes.twinx()
@@ -61,6 +62,6 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _curve(axes: Any, records: list[dict[str, Any]], name: str, **style: Any) -> None:
-    points = [(record["step"], record[name]) for record in records if name in record]
+    points = [(record["step"], record[name]) for record in records if isinstance(record.get(name), float)]
     if points:
         axes.plot(*zip(*points, strict=True), **style)

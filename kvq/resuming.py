@@ -8,9 +8,10 @@ import keras
 
 from kvq import __version__
 from kvq.checkpoint import Checkpoint
-from kvq.config import RunConfig, check
+from kvq.config import RunConfig
 from kvq.errors import RunError
 from kvq.run import Run
+from kvq.validation import check
 
 # What may differ when a run goes on: the state means the same with another value. The rest makes another model or other batches.
 FREE = {

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kvq.atomic import write_text
-from kvq.config import RunConfig, load_config
-from kvq.errors import RunError
+from kvq.config import RunConfig, parse_config
+from kvq.errors import ConfigError, RunError
+from kvq.untrusted import parse_json, read_bytes
+
+_TEXT_LIMIT = 2**20  # bytes of config.toml or run.json
+_METRICS_LIMIT = 2**30  # bytes; a record is a few hundred
 
 FORMAT_VERSION = 1
 
@@ -45,14 +49,25 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        return load_config(self.config_file)
+        """The content of config.toml.
+
+        Raises:
+            ConfigError: If it is not allowed.
+            RunError: If it cannot be read.
+        """
+        try:
+            text = self._read(self.config_file, _TEXT_LIMIT).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.config_file} cannot be read: {error}.") from None
+        return parse_config(text, str(self.config_file))
 
     @property
     def record(self) -> dict[str, Any]:
         """The content of run.json."""
+        content = self._read(self.record_file, _TEXT_LIMIT)
         try:
-            record = json.loads(self.record_file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            record = parse_json(content)
+        except ValueError as error:
             raise RunError(f"{self.record_file} cannot be read: {error}. A run folder has a run.json.") from None
         if not isinstance(record, dict):
             raise RunError(f"{self.record_file} must hold a JSON object. Received: {type(record).__name__}.")
@@ -123,13 +138,15 @@ class Run:
         return self.folder / f"nonfinite_{step:08d}.npz"
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of metrics.jsonl; a line that a killed process left unfinished is passed over."""
-        if not self.metrics_file.exists():
+        """Every record of metrics.jsonl; what is none, such as a line that a killed process left unfinished, is passed over."""
+        if not os.path.lexists(self.metrics_file):
             return []
         records = []
-        for line in self.metrics_file.read_text("utf-8").splitlines():
+        for line in self._read(self.metrics_file, _METRICS_LIMIT).splitlines():
             with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+                record = parse_json(line)
+                if isinstance(record, dict) and type(step := record.get("step")) is int and 0 <= step < 2**63:
+                    records.append(record)
         return records
 
     def listing_file(self, split: str) -> Path:
@@ -146,9 +163,14 @@ class Run:
         """Holds the run for this process; a killed process lets go.
 
         Raises:
-            RunError: If another process holds it.
+            RunError: If another process holds it, or it has a link through which something outside of it would be written.
         """
-        with open(self.folder / ".lock", "w") as file:
+        self._check_no_links()
+        try:
+            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written: {error.strerror}. Give another --out.") from None
+        with os.fdopen(descriptor, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -156,3 +178,16 @@ class Run:
                     f"{self.folder} is being written by another process. Wait for it, or give another --out."
                 ) from None
             yield
+
+    def _check_no_links(self) -> None:
+        for folder, folders, files in os.walk(self.folder):
+            for path in (Path(folder, name) for name in [*folders, *files]):
+                if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                    raise RunError(f"{path} is a link or a pipe, and kvq writes through none. Put the file itself there.")
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        try:
+            return read_bytes(path, limit)
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise RunError(f"{path} cannot be read: {reason}. A run folder has a {path.name}.") from None

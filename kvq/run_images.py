@@ -67,14 +67,17 @@ def check_unchanged(run: Run, source: Source, validation: Source) -> None:
     Raises:
         RunError: With what has changed.
     """
-    before = run.record.get("data", {})
+    before = run.record.get("data")
+    if not isinstance(before, dict):
+        before = {}
     for name, images in zip(NAMES, (source, validation), strict=True):
         now: Source = images
         if isinstance(images, FolderSource):  # opened with the names that the run keeps, so looked through once more
             now = open_source(run.config.data.source if name == "train" else _validation(run.config), images.split)
         if name not in before or fingerprint(now) == before[name]:
             continue
-        what = f"{before[name]['images']} images then, {len(now)} now"
+        then = before[name].get("images") if isinstance(before[name], dict) else "unknown"
+        what = f"{then} images then, {len(now)} now"
         if isinstance(images, FolderSource) and isinstance(now, FolderSource):
             old, new = set(images.names), set(now.names)
             gone, added = sorted(old - new), sorted(new - old)

@@ -17,7 +17,7 @@ from kvq.bad_files import BadFiles
 from kvq.between_steps import BetweenSteps
 from kvq.build import build_model, build_optimizer
 from kvq.callbacks import DrawSamples, LogBatches, LogMetrics, RestoreSums, SaveCheckpoint, Validate
-from kvq.checkpoint import has_checkpoint, read_checkpoint
+from kvq.checkpoint import has_checkpoint, newest_checkpoint, restore_checkpoint
 from kvq.codebook_callbacks import InitialiseCodebook, ReplaceDeadCodes
 from kvq.config import RunConfig, load_config
 from kvq.data import (
@@ -104,14 +104,13 @@ def train(
         keep_listings(run, source, validation)
         with run.locked():
             return _train(run, config, model, source, validation, 0, note, progress, watchers)
-    checkpoint = read_checkpoint(run, note)
-    changes = changed_keys(run, checkpoint, config)
+    changes = changed_keys(run, newest_checkpoint(run), config)
     source, validation = open_images(config, run)
     model = _compiled(config, source.channels)
     with run.locked():
         if not changed_data:
             check_unchanged(run, source, validation)
-        checkpoint.restore(model)
+        checkpoint = restore_checkpoint(run, model, note)
         run.drop_metrics_after(checkpoint.step)
         if checkpoint.step < config.train.steps:
             record_resumption(run, checkpoint, config, changes, model, note)
@@ -216,7 +215,7 @@ def _record(config: RunConfig, command: str | None) -> dict[str, Any]:
 
 
 def _last_record(run: Run) -> dict[str, Any]:
-    records = [record for record in run.read_metrics() if record["split"] == "train"]
+    records = [record for record in run.read_metrics() if record.get("split") == "train"]
     return records[-1] if records else {}
 
 

@@ -133,14 +133,6 @@ def write_parts(folder, config, header, data):
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
 
 
-def refused(folder, pattern, function=check):
-    with pytest.raises(ArtifactError, match=pattern) as caught:
-        function(folder)
-    message = str(caught.value)
-    assert len(message) < 800 and "Traceback" not in message
-    return message
-
-
 # What is saved.
 
 
@@ -228,330 +220,31 @@ def convert(weight):
     return np.array(keras.ops.convert_to_numpy(weight))
 
 
-# What is refused: files.
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("kind", ["missing", "link", "folder"])
-def test_what_is_not_two_regular_files_is_not_a_model(folder, tmp_path, name, kind):
-    target = (folder / name).rename(tmp_path / "elsewhere")
-    if kind == "link":
-        (folder / name).symlink_to(target)
-    elif kind == "folder":
-        (folder / name).mkdir()
-    assert name in refused(folder, "is not a kvq model: it has no file")
-
-
-def test_place_without_a_folder_is_not_a_model(tmp_path):
-    refused(tmp_path / "absent", "is not a kvq model")
-    (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "is not a kvq model")
-
-
-@pytest.mark.parametrize(
-    "content, pattern",
-    [
-        (b"", "is not JSON"),
-        (b"{", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b"[1, 2]", "has no format_version"),
-        (b"3", "has no format_version"),
-        (b"{}", "has no format_version"),
-        (b" " * (2**20 + 1), "is larger than"),
-    ],
-    ids=["empty", "cut", "binary", "deep", "list", "number", "of another program", "huge"],
-)
-def test_config_that_is_not_ours_is_refused(folder, content, pattern):
-    (folder / "config.json").write_bytes(content)
-    refused(folder, pattern)
-
-
-# What is refused: what config.json says.
-
-
-@pytest.mark.parametrize(
-    "path, value, pattern",
-    [
-        (["format_version"], 2, "format_version 2; this kvq .* reads 1. Upgrade kvq"),
-        (["format_version"], "1", "format_version '1'"),
-        (["kind"], "vqgan", "kind: "),
-        (["extra"], 1, "extra: there is no such key"),
-        (["model", "__class__"], "os.system", "model.__class__: there is no such key"),
-        (["model", "network"], "transformer", "model.network: must be one of plain, resnet, paper"),
-        (["model", "network"], "", "model.network: must be one of"),
-        (["model", "latent_dim"], 10**9, "model.latent_dim: "),
-        (["model", "latent_dim"], "8", "model.latent_dim: "),
-        (["quantizer", "codebook_size"], 2**40, "quantizer.codebook_size: "),
-        (["quantizer", "kind"], "fsq", "quantizer.kind: must be one of vector, ema_vector, "),
-        (["images", "channels"], 0, "images.channels: "),
-        (["images", "crop"], 2.5, "images.crop: "),
-        (["grids"], [], "grids: "),
-        (["grids", 0, "vocabulary"], -1, "grids.0.vocabulary: "),
-        (["kvq_version"], "x" * 10_000, "kvq_version: "),
-        (["weights_sha256"], "../../etc/passwd", "weights_sha256: "),
-        (["trained"], None, "trained: "),
-        (["tensors"], {}, "tensors: "),
-        (["tensors", "quantizer.codebook", "dtype"], "float64", "dtype: "),
-        (["tensors", "quantizer.codebook", "shape"], [2**31, 2**31], "shape.0: "),
-        (["tensors", "quantizer.codebook", "shape"], [9, 0], "shape.1: "),
-        (["tensors", "quantizer.codebook", "shape"], [1] * 9, "shape: "),
-    ],
-)
-def test_config_that_says_what_it_must_not_is_refused(folder, path, value, pattern):
-    config, header, data = read_parts(folder)
-    *outer, last = path
-    place = config
-    for key in outer:
-        place = place[key]
-    place[last] = value
-    digest = config["weights_sha256"]
-    write_parts(folder, config, header, data)
-    if last == "weights_sha256":
-        config["weights_sha256"] = digest
-        (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    refused(folder, pattern)
-
-
-def test_missing_keys_are_named(folder):
-    config, header, data = read_parts(folder)
-    del config["loss"], config["quantizer"]["codebook_size"]
-    write_parts(folder, config, header, data)
-    message = refused(folder, "does not fit")
-    assert "loss: is missing." in message and "quantizer.codebook_size: is missing." in message
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"vocabulary": 1000}, {"vocabulary": 8}, {"depth": 2}, {"shape": [14, 14]}, {"shape": [49]}],
-    ids=str,
-)
-def test_grids_that_are_not_those_of_the_model_are_refused(folder, changes):
-    """`Tokenizer` believes them: an index past the codebook is silently NaN on some backends."""
-    config, header, data = read_parts(folder)
-    config["grids"][0] |= changes
-    write_parts(folder, config, header, data)
-    refused(folder, "grid")
-
-
-def test_codebook_of_another_size_than_the_tensor_is_refused_before_anything_is_built(folder):
-    """Else a few bytes of config would have `load` make a codebook of gigabytes first."""
-    config, header, data = read_parts(folder)
-    config["quantizer"]["codebook_size"] = config["grids"][0]["vocabulary"] = 2**20
-    write_parts(folder, config, header, data)
-    refused(folder, "quantizer.codebook")
-    # Nor where the list leaves it out.
-    for names in (config["tensors"], header):
-        names["quantizer.other"] = names.pop("quantizer.codebook")
-    write_parts(folder, config, header, data)
-    refused(folder, "quantizer.codebook")
-
-
-# What is refused: the tensors.
-
-
-def cut_data(config, header, data):
-    return config, header, data[:-4]
-
-
-def add_data(config, header, data):
-    return config, header, data + bytes(4)
-
-
-def cut_within_the_header(config, header, data):
-    return config, json.dumps(header).encode()[:-20], b""
-
-
-def change_dtype(config, header, data):
-    header["quantizer.codebook"]["dtype"] = "I32"
-    return config, header, data
-
-
-def change_shape(config, header, data):
-    header["quantizer.codebook"]["shape"] = [8, 9]
-    return config, header, data
-
-
-def remove_shape(config, header, data):
-    del header["quantizer.codebook"]["shape"]
-    return config, header, data
-
-
-def remove_tensor(config, header, data):
-    del header["quantizer.codebook"]
-    return config, header, data
-
-
-def add_tensor(config, header, data):
-    header["quantizer.bomb"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
-    return config, header, data + bytes(4)
-
-
-def overlap(config, header, data):
-    header["encoder.stage0.down.norm.gamma"]["data_offsets"] = header["encoder.stage0.down.norm.beta"]["data_offsets"]
-    return config, header, data
-
-
-def leave_a_hole(config, header, data):
-    last = max(header, key=lambda name: header[name]["data_offsets"][1])
-    header[last]["data_offsets"] = [offset + 4 for offset in header[last]["data_offsets"]]
-    return config, header, data + bytes(4)
-
-
-def shift_a_border(config, header, data):
-    first, second = sorted(header, key=lambda name: header[name]["data_offsets"])[:2]
-    for offsets, end in ((header[first]["data_offsets"], 1), (header[second]["data_offsets"], 0)):
-        offsets[end] += 4
-    return config, header, data
-
-
-def put_offsets_out_of_the_file(config, header, data):
-    header["quantizer.codebook"]["data_offsets"] = [2**62, 2**62 + 4 * 72]
-    return config, header, data
-
-
-def make_offsets_negative(config, header, data):
-    header["quantizer.codebook"]["data_offsets"] = [-4 * 72, 0]
-    return config, header, data
-
-
-def make_offsets_floats(config, header, data):
-    header["quantizer.codebook"]["data_offsets"] = [float(offset) for offset in header["quantizer.codebook"]["data_offsets"]]
-    return config, header, data
-
-
-def make_an_entry_a_number(config, header, data):
-    header["quantizer.codebook"] = 3
-    return config, header, data
-
-
-def make_the_header_a_list(config, header, data):
-    return config, b"[]", data
-
-
-def make_the_header_no_json(config, header, data):
-    return config, b"{" * 1000, data
-
-
-def make_the_header_huge(config, header, data):
-    return config, json.dumps(header).encode() + b" " * 2**22, data
-
-
-BREAKAGES = {
-    cut_data: "bytes of data; its tensors need",
-    add_data: "bytes of data; its tensors need",
-    cut_within_the_header: "header that is not JSON",
-    change_dtype: "quantizer.codebook is I32 .*config.json says F32",
-    change_shape: r"quantizer.codebook is F32 \[8, 9\]; config.json says F32 \[9, 8\]",
-    remove_shape: "quantizer.codebook is F32 None",
-    remove_tensor: "do not name the same tensors.* quantizer.codebook",
-    add_tensor: "do not name the same tensors.* quantizer.bomb",
-    overlap: "do not lie where",
-    leave_a_hole: "do not lie where",
-    shift_a_border: "do not lie where",
-    put_offsets_out_of_the_file: "do not lie where",
-    make_offsets_negative: "do not lie where",
-    make_offsets_floats: "no proper data_offsets",
-    make_an_entry_a_number: "no proper data_offsets",
-    make_the_header_a_list: "not a JSON object",
-    make_the_header_no_json: "header that is not JSON",
-    make_the_header_huge: "is not a safetensors file, or was cut",
-}
-
-
-@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda function: function.__name__)
-def test_broken_tensors_are_refused(folder, breakage):
-    write_parts(folder, *breakage(*read_parts(folder)))
-    refused(folder, BREAKAGES[breakage])
-
-
-@pytest.mark.parametrize("length", [0, 1, 2**22 + 1, 2**40, 2**63, 2**64 - 1])
-def test_header_of_terabytes_is_refused_and_not_read(folder, length):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + content[8:])
-    refused(folder, "is not a safetensors file, or was cut")
-
-
-@pytest.mark.parametrize("kept", [0, 7, 8, 200, -1])
-def test_cut_files_are_refused(folder, kept):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[:kept])
-    refused(folder, "cut")
-
-
-@pytest.mark.parametrize("position", [-1, -500])
-def test_changed_byte_of_a_weight_is_found(folder, position):
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[position] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
-    refused(folder, "is not the file that config.json describes: its sha256 is")
-
-
-# What is refused: a model that is not the one of the tensors.
-
-
-def make_it_resnet(config, header, data):
-    config["model"] = {"kind": "vqvae", "network": "resnet", "latent_dim": 8}
-    return config, header, data
+# What only `load` refuses, which builds the model; tests/test_hostile_files.py has what `check` does.
 
 
 def make_it_ema(config, header, data):
     config["quantizer"]["kind"] = "ema_vector"
-    return config, header, data
 
 
-def make_it_coloured(config, header, data):
-    config["images"]["channels"] = 3
-    return config, header, data
-
-
-def rename_a_tensor(config, header, data):
+def rename_a_bias(config, header, data):
     for names in (config["tensors"], header):
-        names["encoder.other"] = names.pop("encoder.stage0.down.conv.kernel")
-    return config, header, data
+        names["encoder.other"] = names.pop("encoder.stage0.down.conv.bias")
 
 
-def turn_a_tensor(config, header, data):
+def bend_a_bias(config, header, data):
     for names in (config["tensors"], header):
-        names["decoder.stage1.up.conv.kernel"]["shape"].reverse()
-    return config, header, data
+        names["decoder.stage0.up.conv.bias"]["shape"] = [2, 4]
 
 
-@pytest.mark.parametrize(
-    "breakage", [make_it_resnet, make_it_ema, make_it_coloured, rename_a_tensor, turn_a_tensor], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("breakage", [make_it_ema, rename_a_bias, bend_a_bias], ids=lambda function: function.__name__)
 def test_tensors_that_fit_their_list_but_not_the_model_are_refused(folder, breakage):
-    write_parts(folder, *breakage(*read_parts(folder)))
-    message = refused(folder, "holds other tensors than its model has", load)
-    assert "in the model that config.json names" in message
-
-
-def make_metadata_a_list(config, header, data):
-    return config, {"__metadata__": [1], **header}, data
-
-
-def make_metadata_numbers(config, header, data):
-    return config, {"__metadata__": {"a": 1}, **header}, data
-
-
-def make_a_shape_floats(config, header, data):
-    header["quantizer.codebook"]["shape"] = [9.0, 8.0]
-    return config, header, data
-
-
-def make_a_shape_booleans(config, header, data):
-    name = "encoder.stage0.down.conv.kernel"
-    header[name]["shape"] = [True if side == 1 else side for side in header[name]["shape"]]
-    return config, header, data
-
-
-STRICTER = [make_metadata_a_list, make_metadata_numbers, make_a_shape_floats, make_a_shape_booleans]
-
-
-@pytest.mark.parametrize("breakage", STRICTER, ids=lambda f: f.__name__)
-def test_file_that_only_the_safetensors_library_refuses_is_an_artifact_error_too(folder, breakage):
-    write_parts(folder, *breakage(*read_parts(folder)))
-    refused(folder, "is not a safetensors file", load)
+    parts = read_parts(folder)
+    breakage(*parts)
+    write_parts(folder, *parts)
+    assert check(folder)
+    with pytest.raises(ArtifactError, match="holds other tensors than its model has.* in the model that config.json names"):
+        load(folder)
 
 
 # Folders.

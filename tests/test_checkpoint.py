@@ -1,14 +1,18 @@
 """Checkpoints hold the whole training state: what resumes from one goes on as if it had never stopped, bit for bit."""
 
+import hashlib
 import json
+import os
 import shutil
 
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load
+from safetensors.numpy import save as to_bytes
 
 from kvq import checkpoint, load_config
-from kvq.checkpoint import read_checkpoint
+from kvq.checkpoint import newest_checkpoint, restore_checkpoint
 from kvq.errors import RunError
 from kvq.model import VQVAE
 from kvq.optimizer import FiniteSteps
@@ -60,9 +64,7 @@ def save(run, model, step, keep, validation_psnr=None):
 
 
 def restore(run, model, note):
-    whole = read_checkpoint(run, note)
-    whole.restore(model)
-    return whole.step
+    return restore_checkpoint(run, model, note).step
 
 
 def steps(run):
@@ -96,7 +98,7 @@ def test_restoring_brings_back_weights_slots_iterations_and_seeds(run, trained, 
     assert restore(run, untrained, nothing) == 3
     assert_same_state(trained, untrained)
     assert int(keras.ops.convert_to_numpy(untrained.optimizer.iterations)) == 3
-    assert read_checkpoint(run, nothing).config == {"train": {"steps": 8}}
+    assert newest_checkpoint(run).config == {"train": {"steps": 8}}
 
 
 def test_state_holds_each_variable_once_under_a_name_that_does_not_count_on(run, trained, untrained):
@@ -166,15 +168,77 @@ def empty_the_description(folder):
     (folder / "state.json").write_text("{}")
 
 
-def make_it_newer(folder):
-    description = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**description, "format_version": 99}))
+def describe(**changes):
+    """Damage to what state.json says."""
+
+    def damage(folder):
+        description = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**description, **changes}))
+
+    return damage
 
 
-BREAKAGES = [
-    *(cut, change_a_byte, empty_the_state, remove_the_state, remove_the_description, cut_the_description),
-    *(make_the_description_a_list, empty_the_description, make_it_newer),
-]
+def text_of_the_description(text):
+    return lambda folder: (folder / "state.json").write_text(text)
+
+
+def hold(change):
+    """Damage to the arrays, in a file whose checksum holds."""
+
+    def damage(folder):
+        content = to_bytes(change(load((folder / "state.safetensors").read_bytes())))
+        (folder / "state.safetensors").write_bytes(content)
+        describe(sha256=hashlib.sha256(content).hexdigest())(folder)
+
+    return damage
+
+
+def with_a_weight(value):
+    def change(arrays):
+        arrays["quantizer.codebook"] = arrays["quantizer.codebook"].copy()
+        arrays["quantizer.codebook"][1, 2] = value
+        return arrays
+
+    return hold(change)
+
+
+def instead(name, put):
+    def damage(folder):
+        moved = (folder / name).rename(folder.parent.parent / "moved")
+        put(folder / name, moved)
+
+    return damage
+
+
+def make_it_a_link(folder):
+    folder.symlink_to(folder.rename(folder.parent.parent / "moved"), target_is_directory=True)
+
+
+BREAKAGES = {
+    **{function.__name__: function for function in (cut, change_a_byte, empty_the_state, remove_the_state)},
+    **{function.__name__: function for function in (remove_the_description, cut_the_description)},
+    **{function.__name__: function for function in (make_the_description_a_list, empty_the_description)},
+    "deep description": text_of_the_description("[" * 100_000),
+    "description of 5,000 digits": text_of_the_description("9" * 5000),
+    "description that is huge": text_of_the_description(" " * 2**17),
+    "description of a terabyte": lambda folder: os.truncate(folder / "state.json", 2**40),
+    "description of text for a version": describe(format_version="1"),
+    "description of true for a version": describe(format_version=True),
+    "description of another step": describe(step=5),
+    "description of no step": describe(step=None),
+    "description of no checksum": describe(sha256=None),
+    "weight that is not a number": with_a_weight(np.nan),
+    "weight that is infinite": with_a_weight(np.inf),
+    **{
+        f"{name} is a {what}": instead(name, put)
+        for name in ("state.json", "state.safetensors")
+        for what, put in [
+            ("link", lambda path, moved: path.symlink_to(moved)),
+            ("folder", lambda path, moved: path.mkdir()),
+            ("pipe", lambda path, moved: os.mkfifo(path)),
+        ]
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +251,10 @@ def two_checkpoints(tmp_path_factory, trained):
     return run
 
 
-@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("breakage", BREAKAGES)
 def test_broken_checkpoint_is_passed_over_with_a_note(two_checkpoints, tmp_path, trained, untrained, breakage):
     run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
-    breakage(run.checkpoints / "step_00000004")
+    BREAKAGES[breakage](run.checkpoints / "step_00000004")
     notes = []
     assert restore(run, untrained, notes.append) == 3
     assert len(notes) == 1 and "step_00000004 is broken" in notes[0] and "the one before it is taken" in notes[0]
@@ -198,6 +262,35 @@ def test_broken_checkpoint_is_passed_over_with_a_note(two_checkpoints, tmp_path,
     # Nor does it stop the next one from being saved.
     save(run, trained, 4, keep=1, validation_psnr=20.0)
     assert restore(run, untrained, nothing) == 4
+
+
+@pytest.mark.parametrize("version", [2, 99, 10**4000])
+def test_checkpoint_of_a_newer_kvq_is_refused_by_name(two_checkpoints, tmp_path, untrained, version):
+    """Not passed over: the one before it may be a week older."""
+    run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
+    describe(format_version=version)(run.checkpoints / "step_00000004")
+    with pytest.raises(RunError, match="step_00000004 was written by a newer kvq"):
+        restore(run, untrained, nothing)
+
+
+def test_links_to_checkpoints_are_neither_loaded_nor_removed(two_checkpoints, tmp_path, trained, untrained):
+    run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
+    make_it_a_link(run.checkpoints / "step_00000004")
+    assert restore(run, untrained, nothing) == 3
+    (run.checkpoints / "step_00000002").symlink_to(tmp_path)
+    save(run, trained, 5, keep=1)
+    assert (run.checkpoints / "step_00000002").is_symlink() and len([*(run.folder / "moved").iterdir()]) == 2
+    make_it_a_link(run.checkpoints)
+    with pytest.raises(RunError, match="holds no whole checkpoint"):
+        restore(run, untrained, nothing)
+
+
+@pytest.mark.parametrize("psnr", ["high", [1], True, float("nan"), {}])
+def test_description_of_another_kind_of_psnr_does_not_stop_the_next_save(run, trained, psnr):
+    describe(validation_psnr=psnr)(save(run, trained, 1, keep=3, validation_psnr=20.0))
+    for step in (2, 3, 4):
+        save(run, trained, step, keep=1, validation_psnr=19.0 if step == 2 else None)
+    assert steps(run) == [2, 4]
 
 
 def test_no_whole_checkpoint_is_an_error_with_a_way_out(run, trained, untrained):
@@ -210,7 +303,33 @@ def test_no_whole_checkpoint_is_an_error_with_a_way_out(run, trained, untrained)
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize("changes", [{"codes": 6}, {"dim": 5}, {"quantizer": EMAVectorQuantizer(5, name="quantizer")}], ids=str)
+OTHERS = [{"codes": 6}, {"dim": 5}, {"quantizer": EMAVectorQuantizer(5, name="quantizer")}]
+
+
+def integer_codes(arrays):
+    return {**arrays, "quantizer.codebook": arrays["quantizer.codebook"].astype("int32")}
+
+
+def renamed_codes(arrays):
+    arrays["../../codebook"] = arrays.pop("quantizer.codebook")
+    return arrays
+
+
+def a_terabyte(folder):
+    os.truncate(folder / "state.safetensors", 2**40)
+
+
+@pytest.mark.parametrize("damage", [hold(integer_codes), hold(renamed_codes), a_terabyte], ids=["integers", "names", "terabyte"])
+def test_state_of_other_tensors_is_refused_and_nothing_is_assigned(run, trained, untrained, damage):
+    damage(save(run, trained, 3, keep=1))
+    before = untrained.get_weights()
+    with pytest.raises(RunError, match="is of another model than the configuration"):
+        restore(run, untrained, nothing)
+    for one, another in zip(before, untrained.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, another)
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=str)
 def test_checkpoint_of_another_model_is_refused_and_nothing_is_assigned(run, trained, changes):
     save(run, trained, 3, keep=1)
     other = build(**changes)
@@ -272,5 +391,6 @@ def test_broken_description_does_not_stop_the_next_save(run, trained):
 def test_what_else_lies_there_is_left_alone(run, trained):
     (run.checkpoints / "notes.txt").write_text("mine")
     (run.checkpoints / "step_by_step").write_text("mine, too")
+    (run.checkpoints / "step_\u00b2").mkdir()  # a digit to Python, and no number
     save(run, trained, 1, keep=1)
     assert (run.checkpoints / "notes.txt").exists() and (run.checkpoints / "step_by_step").exists()

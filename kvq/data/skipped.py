@@ -1,7 +1,13 @@
 """The text of skipped.txt: a line for each bad file, its name and the reason with a tab between."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from kvq.errors import DataError
+from kvq.untrusted import read_bytes
+
+_LIMIT = 2**30  # bytes
 
 
 def to_lines(skipped: Iterable[Sequence[str]]) -> bytes:
@@ -10,8 +16,19 @@ def to_lines(skipped: Iterable[Sequence[str]]) -> bytes:
 
 
 def read_names(path: Path) -> set[str]:
-    """The names in a file of such lines, as they are written there; none where there is no file."""
-    return {line.partition("\t")[0] for line in path.read_text("utf-8").split("\n") if line} if path.exists() else set()
+    """The names in a file of such lines, as they are written there; none where there is no file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return set()
+    try:
+        # A name in another encoding than ours is not one that was written here, and only fails to be found.
+        lines = read_bytes(path, _LIMIT).decode("utf-8", "replace").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Remove it.") from None
+    return {line.partition("\t")[0] for line in lines if line}
 
 
 def written(name: str) -> str:
