@@ -11,22 +11,29 @@ from .computing import computing
 
 def export(
     model: options.Model,
-    format: Annotated[str, typer.Option(help="onnx or keras.")],
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    format: Annotated[str, typer.Option(help="onnx, saved_model, litert, openvino, torch, stablehlo or keras.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to, one for each format.")],
     part: Annotated[
         list[str] | None, typer.Option(metavar="encoder|decoder|autoencoder", help="Repeatable. Default: all three.")
     ] = None,
     backend: options.Backend = None,
+    json: options.Json = False,
 ) -> None:
     """Write a tokenizer for another runtime.
 
-    It is run there and compared with the model before this counts as done. Prints the files written.
+    It is run there and compared with the model before this counts as done; report.json beside the files says how, example.py runs
+    them without kvq. A format of another backend is written in a process of that one. Prints the files written.
     """
     with computing(backend):
         from kvq.exporters import export
 
-        report = export(model, format, out, parts=part)
+        report = export(model, format, out, parts=part, backend=backend, say=output.say)
+    if json:
+        output.print_json(report)
+        return
     for written in report["parts"].values():
-        facts = [f"{name.replace('_', ' ')} {output.number(value)}" for name, value in written.items() if name != "file"]
-        print(written["file"], *facts, sep="  ")
+        if written.get("file"):
+            shown = ("bytes", "different_indices", "largest_difference", "near_ties")
+            facts = [f"{name.replace('_', ' ')} {output.number(written[name])}" for name in shown if name in written]
+            print(written["file"], *facts, sep="  ")
     output.say(f"written by {report['backend']}, compared with the model on {report['compared_on']}")

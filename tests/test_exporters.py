@@ -1,24 +1,48 @@
 """What `kvq export` promises, over every format: files that run in their own runtime and say what the model says."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from kvq import artifact
 from kvq.build import build_model
 from kvq.config import RunConfig, load_config
 from kvq.data import open_source
 from kvq.errors import BackendError, ExportError, KvqError
-from kvq.exporters import EXPORTERS, export
+from kvq.exporters import EXPORTERS, export, writers
 from kvq.exporters import check as check_module
+from kvq.exporters.parts import Loaded
+from kvq.exporters.samples import of_another_size, sample_images
 from kvq.tokenizer import Tokenizer
 from kvq.training import train
 
-FORMATS = ["onnx", "keras"]
+ALL = ["encoder", "decoder", "autoencoder"]
+# PyTorch and JAX take long for an autoencoder whose size is free; `nox -s export` writes those as well.
+HALVES = ["encoder", "decoder"]
+FORMATS = {
+    "onnx": ALL,
+    "saved_model": ALL,
+    "litert": ALL,
+    "openvino": HALVES,
+    "torch": HALVES,
+    "stablehlo": HALVES,
+    "keras": ALL,
+}
+# Runs a program where neither can be imported.
+WITHOUT_KVQ = """
+import runpy, sys
+sys.modules["kvq"] = sys.modules["keras"] = None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,68 +55,146 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=FORMATS)
 def exported(request, run):
+    try:
+        writers.choose_backend(request.param, EXPORTERS[request.param], None)
+    except BackendError as error:
+        pytest.skip(f"Not installed beside {keras.backend.backend()}; `nox -s export` tries it. {error}")
     folder = run.parent / request.param
-    return request.param, folder, export(run, request.param, folder)
+    return request.param, folder, export(run, request.param, folder, FORMATS[request.param])
 
 
 def test_every_format_is_tested():
     assert {*FORMATS} == {*EXPORTERS}
 
 
-def test_all_three_parts_are_written_and_compared(exported):
+def test_parts_are_written_and_compared(exported):
     format, folder, report = exported
-    assert {path.name for path in folder.iterdir()} == {f"{part}.{format}" for part in ("encoder", "decoder", "autoencoder")}
-    assert report["compared_on"] == "13 images of fashion_mnist_mini"
+    files = {path.name for path in folder.iterdir() if path.suffix != ".bin"}
+    assert files == {"report.json", "example.py", *(f"{part}.{EXPORTERS[format].extension}" for part in FORMATS[format])}
+    assert report == json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["compared_on"] == "64 images of fashion_mnist_mini"
+    for part, entry in report["parts"].items():
+        (given,), (result,) = entry["inputs"], entry["outputs"]
+        assert given["dtype"] in ({"int32", "tensor(int32)"} if part == "decoder" else {"uint8", "tensor(uint8)"})
+        assert result["dtype"] in ({"int32", "tensor(int32)"} if part == "encoder" else {"uint8", "tensor(uint8)"})
+        assert not isinstance(given["shape"][0], int) and not isinstance(result["shape"][0], int)
+        assert entry["bytes"] > 10_000 and entry["latency_ms"]["13"]["exported"] > 0 and entry["batches"] == [12, 13]
     assert report["parts"]["encoder"]["different_indices"] <= report["parts"]["encoder"]["near_ties"]
     assert report["parts"]["decoder"]["largest_difference"] <= 1
 
 
-@pytest.mark.parametrize("count", [1, 5, 16])
-def test_a_file_takes_any_number_of_images(exported, run, count):
-    format, folder, _ = exported
+@pytest.mark.parametrize("count, larger", [(1, False), (16, False), (5, True)])
+def test_a_file_takes_any_number_of_images_and_other_sizes(exported, run, count, larger):
+    format, folder, report = exported
     tokenizer = Tokenizer.load(run)
     images = open_source("fashion_mnist_mini", "test").fetch(np.arange(100, 100 + count))["images"]
-    indices = EXPORTERS[format].run(folder / f"encoder.{format}", images)
+    if larger:
+        if not report["image_size"].startswith("free"):
+            assert report["image_size"] == "28x28"
+            return
+        images = of_another_size(images, 4)
+        assert images.shape == (count, 32, 36, 1)
+    encoder, decoder = (EXPORTERS[format].load(folder / f"{part}.{EXPORTERS[format].extension}") for part in HALVES)
+    indices = encoder.run(images)
     assert indices.dtype == np.int32
     ties = check_module.near_ties(tokenizer, images)
     assert (indices == tokenizer.encode(images))[~ties].all()
-    restored = EXPORTERS[format].run(folder / f"decoder.{format}", indices)
+    restored = decoder.run(indices)
     assert restored.dtype == np.uint8
     assert np.abs(restored.astype(int) - tokenizer.decode(indices)).max() <= 1
 
 
-def test_onnx_files_name_their_inputs_and_outputs_and_run_without_kvq(exported):
+def test_the_example_runs_where_there_is_no_kvq_and_no_keras(exported, run, tmp_path):
     format, folder, _ = exported
-    if format != "onnx":
-        return
-    import onnxruntime
+    image = open_source("fashion_mnist_mini", "test")[7]["image"]
+    Image.fromarray(image[..., 0]).save(tmp_path / "image.png")
 
-    names = {"encoder": ("images", "indices"), "decoder": ("indices", "reconstruction")}
-    for part, expected in {**names, "autoencoder": ("images", "reconstruction")}.items():
-        session = onnxruntime.InferenceSession(str(folder / f"{part}.onnx"))
-        (given,), (result,) = session.get_inputs(), session.get_outputs()
-        assert (given.name, result.name) == expected
-        assert given.shape[0] == "batch" and given.type == ("tensor(int32)" if part == "decoder" else "tensor(uint8)")
-        assert result.type == ("tensor(int32)" if part == "encoder" else "tensor(uint8)")
+    def example(part, given, result):
+        # Keras' own format needs both.
+        program = [] if format == "keras" else ["-c", WITHOUT_KVQ]
+        file = folder / f"{part}.{EXPORTERS[format].extension}"
+        command = [sys.executable, *program, folder / "example.py", file, tmp_path / given, tmp_path / result]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+
+    example("encoder", "image.png", "indices.npy")
+    indices = np.load(tmp_path / "indices.npy")
+    ties = check_module.near_ties(Tokenizer.load(run), image[None])
+    assert indices.dtype == np.int32 and (indices == Tokenizer.load(run).encode(image[None]))[~ties].all()
+    example("decoder", "indices.npy", "restored.png")
+    restored = np.asarray(Image.open(tmp_path / "restored.png"))
+    assert np.abs(restored.astype(int) - Tokenizer.load(run).decode(indices)[0, ..., 0]).max() <= 1
+    assert len((folder / "example.py").read_text("utf-8").splitlines()) <= 20
+
+
+def test_onnx_files_name_their_inputs_and_outputs(exported):
+    format, _, report = exported
+    if format == "onnx":
+        names = {"encoder": ("images", "indices"), "decoder": ("indices", "reconstruction")}
+        for part, expected in {**names, "autoencoder": ("images", "reconstruction")}.items():
+            (given,), (result,) = report["parts"][part]["inputs"], report["parts"][part]["outputs"]
+            assert (given["name"], result["name"]) == expected and given["shape"][0] == "batch"
+            assert report["parts"][part]["opset"] >= 15
 
 
 def test_only_the_part_that_was_asked_for_is_written(run, tmp_path):
     export(run, "keras", tmp_path, ["decoder"])
-    assert [path.name for path in tmp_path.iterdir()] == ["decoder.keras"]
+    assert {path.name for path in tmp_path.iterdir()} == {"decoder.keras", "example.py", "report.json"}
+    # Another one joins it in the report.
+    assert {*export(run, "keras", tmp_path, ["encoder"])["parts"]} == {"encoder", "decoder"}
+    with pytest.raises(KvqError, match="holds an export to keras. Give another --out"):
+        export(run, "onnx", tmp_path, backend=keras.backend.backend())
 
 
-def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch):
-    import dataclasses
-
-    wrong = dataclasses.replace(EXPORTERS["keras"], run=lambda path, array: np.zeros((len(array), 7, 7), np.int32))
-    monkeypatch.setitem(EXPORTERS, "keras", wrong)
-    with pytest.raises(ExportError, match="other indices"):
+@pytest.mark.parametrize(
+    "run_wrongly, message",
+    [
+        (lambda array: np.zeros((len(array), 7, 7), np.int32), "other indices at"),
+        (lambda array: np.zeros((len(array), 7, 7), np.int64), "gives int64"),
+        (lambda array: 1 / 0, "does not run: ZeroDivision"),
+    ],
+)
+def test_a_file_that_says_something_else_is_not_kept_but_the_report_is(run, tmp_path, monkeypatch, run_wrongly, message):
+    monkeypatch.setitem(
+        EXPORTERS, "keras", dataclasses.replace(EXPORTERS["keras"], load=lambda path: Loaded(run_wrongly, [], []))
+    )
+    (tmp_path / "encoder.keras").write_text("of an earlier export")
+    with pytest.raises(ExportError, match=message):
         export(run, "keras", tmp_path, ["encoder"])
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"example.py", "report.json"}
+    entry = json.loads((tmp_path / "report.json").read_text("utf-8"))["parts"]["encoder"]
+    assert entry["file"] is None and message.split(":")[0] in entry["error"]
+
+
+def test_pixels_may_differ_by_one_grey_level_and_no_more(run, tmp_path, monkeypatch):
+    load = EXPORTERS["keras"].load
+
+    def brighter(by):
+        def load_brighter(path):
+            loaded = load(path)
+            return dataclasses.replace(
+                loaded, run=lambda array: np.clip(loaded.run(array).astype(int) + by, 0, 255).astype("uint8")
+            )
+
+        return dataclasses.replace(EXPORTERS["keras"], load=load_brighter)
+
+    monkeypatch.setitem(EXPORTERS, "keras", brighter(1))
+    assert export(run, "keras", tmp_path, ["decoder"])["parts"]["decoder"]["largest_difference"] == 1
+    monkeypatch.setitem(EXPORTERS, "keras", brighter(2))
+    with pytest.raises(ExportError, match="differs from the model by 2 grey levels"):
+        export(run, "keras", tmp_path, ["decoder"])
+
+
+def test_models_without_their_images_are_compared_on_those_that_are_shipped(run):
+    config = artifact.check(run / "model")
+    images, origin = sample_images(run / "model", config)
+    assert images.shape == (64, 28, 28, 1) and origin == "64 images of fashion_mnist_mini"
+    of_colour = config.model_copy(update={"images": config.images.model_copy(update={"channels": 3, "crop": 40})})
+    images, origin = sample_images(run / "model", of_colour)
+    assert images.shape == (64, 40, 40, 3) and origin == "64 images of fashion_mnist_mini, as 40x40x3" and images.std() > 30
 
 
 def test_unknown_names_are_refused(run, tmp_path):
-    with pytest.raises(KvqError, match="onnx, keras"):
+    with pytest.raises(KvqError, match="onnx, saved_model, litert, openvino, torch, stablehlo, keras"):
         export(run, "tflite", tmp_path)
     with pytest.raises(KvqError, match="encoder, decoder, autoencoder"):
         export(run, "keras", tmp_path, ["head"])
@@ -100,29 +202,54 @@ def test_unknown_names_are_refused(run, tmp_path):
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else found(name, *rest))
+    missing = {"onnxruntime", "ai_edge_litert"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else found(name, *rest))
     with pytest.raises(BackendError, match=r'onnxruntime: pip install "kvq\[onnx\]"'):
-        export(run, "onnx", tmp_path)
+        export(run, "onnx", tmp_path / "out", backend=keras.backend.backend())
+    # Nothing else is installed.
+    monkeypatch.setattr(writers.backends, "installed", lambda: [])
+    if keras.backend.backend() == "jax":
+        with pytest.raises(BackendError, match=r'needs torch: pip install "kvq\[torch\]"'):
+            export(run, "torch", tmp_path / "out")
+    if keras.backend.backend() == "torch":
+        with pytest.raises(BackendError, match=r'tensorflow and ai_edge_litert: pip install "kvq\[tensorflow,litert\]"'):
+            export(run, "litert", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_go_to_the_backend_that_suits_them(monkeypatch):
+    monkeypatch.setattr(writers, "current_backend", lambda: "jax")
+    monkeypatch.setattr(writers.backends, "installed", lambda: ["tensorflow", "torch", "jax"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    chosen = {format: writers.choose_backend(format, exporter, None) for format, exporter in EXPORTERS.items()}
+    assert chosen == {
+        "onnx": "torch",
+        "saved_model": "tensorflow",
+        "litert": "tensorflow",
+        "openvino": "torch",
+        "torch": "torch",
+        "stablehlo": "jax",
+        "keras": "jax",
+    }
+    assert writers.choose_backend("onnx", EXPORTERS["onnx"], "tensorflow") == "tensorflow"
+    assert writers.choose_backend("litert", EXPORTERS["litert"], "torch") == "tensorflow"
 
 
 def test_another_backend_exports_in_a_process_of_its_own(run, tmp_path, monkeypatch):
     # Where only one backend is installed, a process of that one stands in for the other.
     import kvq.exporters as exporters
 
-    backend = os.environ["KERAS_BACKEND"]
-    monkeypatch.setattr(exporters, "_current_backend", lambda: "another")
-    monkeypatch.setattr(exporters, "_able_backend", lambda format, exporter: backend)
-    report = export(run, "keras", tmp_path, ["encoder"])
-    assert report["backend"] == backend and (tmp_path / "encoder.keras").exists()
+    backend, said = os.environ["KERAS_BACKEND"], []
+    monkeypatch.setattr(exporters, "current_backend", lambda: "another")
+    monkeypatch.setattr(exporters, "choose_backend", lambda format, exporter, wish: backend)
+    report = export(run, "keras", tmp_path / "first", ["encoder"], say=said.append)
+    assert report["backend"] == backend and (tmp_path / "first" / "encoder.keras").exists()
+    assert said == [f"keras is written on {backend}, in a process of its own"]
     # What goes wrong there is said here, with the exit code of what went wrong.
     monkeypatch.setattr(exporters.artifact, "check", lambda folder: None)
     with pytest.raises(ExportError, match="not a kvq model") as error:
         export(tmp_path, "keras", tmp_path / "out")
     assert error.value.exit_code == 2
-
-
-def test_the_report_is_json(exported):
-    json.dumps(exported[2])
 
 
 @pytest.mark.parametrize(

@@ -3,42 +3,65 @@
 `EXPORTERS` has an entry for each format: how to write a file, and how to run one in the format's own runtime.
 """
 
-import functools
-import importlib.util
 import json
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvq import artifact, backends
-from kvq.errors import BackendError, ExportError, KvqError
-from kvq.exporters import keras_file, onnx
-from kvq.exporters.check import compare, sample_images
-from kvq.exporters.parts import PARTS, Exporter, build_parts
+from kvq import __version__, artifact, backends
+from kvq.atomic import write_text
+from kvq.errors import ExportError, KvqError
+from kvq.exporters import keras_file, litert, onnx, openvino, saved_model, stablehlo, torch_program
+from kvq.exporters.check import compare, make_samples
+from kvq.exporters.example import example
+from kvq.exporters.parts import PARTS, Exporter, Loaded, Part, build_parts, quiet
+from kvq.exporters.samples import sample_images
+from kvq.exporters.writers import choose_backend, current_backend, in_process_of
 
-EXPORTERS: dict[str, Exporter] = {"onnx": onnx.EXPORTER, "keras": keras_file.EXPORTER}
+EXPORTERS: dict[str, Exporter] = {
+    "onnx": onnx.EXPORTER,
+    "saved_model": saved_model.EXPORTER,
+    "litert": litert.EXPORTER,
+    "openvino": openvino.EXPORTER,
+    "torch": torch_program.EXPORTER,
+    "stablehlo": stablehlo.EXPORTER,
+    "keras": keras_file.EXPORTER,
+}
+REPORT = "report.json"
 
 
-def export(path: str | Path, format: str, out: str | Path, parts: list[str] | None = None) -> dict[str, Any]:
+def export(
+    path: str | Path,
+    format: str,
+    out: str | Path,
+    parts: list[str] | None = None,
+    backend: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Writes parts of a saved tokenizer for another runtime, and runs each there against the Keras model.
 
     Args:
         path: Run folder or model folder, trained on any backend.
         format: A key of `EXPORTERS`.
-        out: Folder for `encoder`, `decoder` and `autoencoder` with the format's extension.
+        out: Folder for `encoder`, `decoder` and `autoencoder` with the format's extension, `report.json` and `example.py`.
         parts: Which of them. Default: all.
+        backend: To write with, where the format leaves a choice. Default: what suits the format best of what is installed.
+        say: Told when another process does the work.
 
     Inputs and outputs are `images` (uint8 (n, h, w, c)), `indices` (int32 (n, h', w')) and `reconstruction` (uint8
-    (n, h, w, c)); n is free. A file appears under its name only after it agreed with the model.
+    (n, h, w, c)); n is free, and h and w where `image_size` of the report says so. A file appears under its name only after it
+    agreed with the model.
 
     Returns:
-        `format`, `backend` (that wrote it) and `parts`: name to `file`, `bytes` and what the comparison found.
+        What `report.json` says: `format`, `backend` (that wrote it), `compared_on`, `image_size` and more; `parts`, name to
+        `file`, `bytes`, `inputs`, `outputs`, facts of the runtime, and what the comparison found.
 
     Raises:
-        KvqError: If a name is unknown, the model is broken, a package is missing, or a file does not agree with the model.
+        KvqError: If a name is unknown, the model is broken, a package is missing, or a file does not agree with the model; the
+            report then says of the part what was wrong.
     """
     if format not in EXPORTERS:
         raise KvqError(f"`format` must be one of {', '.join(EXPORTERS)}. Received: {format}.")
@@ -47,76 +70,104 @@ def export(path: str | Path, format: str, out: str | Path, parts: list[str] | No
         raise KvqError(f"Parts must be of {', '.join(PARTS)}. Received: {unknown[0]}.")
     wanted, exporter, out = parts or list(PARTS), EXPORTERS[format], Path(out)
     # Before anything is written, and before a backend has to be able.
-    artifact.check(artifact.model_folder(path))
+    config = artifact.check(artifact.model_folder(path))
+    writer = choose_backend(format, exporter, backend)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KvqError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
-    backend = _able_backend(format, exporter)
-    if backend != _current_backend():
-        return _in_process_of(backend, path, format, out, wanted)
+    earlier = _earlier_report(out, format)
+    # On a GPU's device some files would keep its name, and products are rounded.
+    if writer != current_backend() or backends.gpu_found():
+        if say:
+            say(f"{format} is written on {writer}, in a process of its own")
+        return in_process_of(writer, path, format, out, wanted)
 
     from kvq.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(path)
-    images, origin = sample_images(tokenizer, path)
-    report: dict[str, Any] = {"format": format, "backend": backend, "compared_on": origin, "parts": {}}
+    images, origin = sample_images(path, config)
+    free, step, side = writer not in exporter.fixed_size, tokenizer.downsampling, config.images.crop
+    report: dict[str, Any] = {
+        "format": format,
+        "backend": writer,
+        "kvq_version": __version__,
+        "weights_sha256": config.weights_sha256,
+        "compared_on": origin,
+        "image_size": f"free, multiples of {step}" if free else f"{side}x{side}",
+        "parts": {},
+    }
+    if earlier.get("weights_sha256") == config.weights_sha256:
+        report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
+    with quiet():
+        samples = make_samples(tokenizer, images, free)
+    write_text(out / "example.py", example(exporter, config))
     for name, part in build_parts(tokenizer).items():
         if name not in wanted:
             continue
         file = out / f"{name}.{exporter.extension}"
-        with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
-            written = Path(folder) / file.name
-            try:
-                exporter.write(part, written)
-            except KvqError:
-                raise
-            except Exception as error:
-                raise ExportError(f"{format} could not be written on {backend}: {type(error).__name__}: {error}") from error
-            compared = compare(tokenizer, part, images, functools.partial(exporter.run, written))
-            os.replace(written, file)
-        report["parts"][name] = {"file": str(file), "bytes": file.stat().st_size, **compared}
+        entry: dict[str, Any] = {"file": str(file)}
+        report["parts"][name] = entry
+        try:
+            with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder, quiet():
+                written = Path(folder) / file.name
+                loaded = _write_and_load(format, exporter, part, written)
+                entry |= {"bytes": _bytes(Path(folder)), "inputs": loaded.inputs, "outputs": loaded.outputs, **loaded.facts}
+                entry |= compare(part, samples, loaded.run)
+                del loaded
+                for made in Path(folder).iterdir():
+                    _move(made, out / made.name)
+        except ExportError as error:
+            entry |= {"file": None, "error": str(error)}
+            # Nor may one of an earlier export stand for it.
+            _remove(file)
+            raise
+        finally:
+            write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _current_backend() -> str:
-    import keras
-
-    return keras.backend.backend()
-
-
-def _able_backend(format: str, exporter: Exporter) -> str:
-    """The backend to write with: the current one if it can, else another that is installed and can."""
-    current = _current_backend()
-    for name in [current, *(name for name in backends.installed() if name != current)]:
-        if all(importlib.util.find_spec(package) for package in exporter.packages(name)):
-            return name
-    missing = [package for package in exporter.packages(current) if not importlib.util.find_spec(package)]
-    raise BackendError(f'Export to {format} needs {", ".join(missing)}: pip install "kvq[{format}]".')
+def _write_and_load(format: str, exporter: Exporter, part: Part, path: Path) -> Loaded:
+    name = part.model.name.replace("_", " ")
+    try:
+        exporter.write(part, path)
+    except Exception as error:
+        message = f"The {name} could not be written to {format} on {current_backend()}: {type(error).__name__}: "
+        raise ExportError(message + str(error).strip()) from error
+    try:
+        return exporter.load(path)
+    except Exception as error:
+        message = f"The runtime of {format} refuses the {name} that {current_backend()} wrote: {type(error).__name__}: "
+        raise ExportError(message + str(error).strip()) from error
 
 
-def _in_process_of(backend: str, path: str | Path, format: str, out: Path, parts: list[str]) -> dict[str, Any]:
-    """The same call in a process of another backend: one process has one."""
-    program = (
-        "import json, sys\n"
-        "from kvq.errors import KvqError\n"
-        "from kvq.exporters import export\n"
-        "path, format, out, parts = json.loads(sys.argv[1])\n"
-        "try:\n    print('\\n' + json.dumps(export(path, format, out, parts)))\n"
-        "except KvqError as error:\n    print('\\n' + json.dumps({'error': str(error), 'exit_code': error.exit_code}))\n"
-    )
-    arguments = json.dumps([str(path), format, str(out), parts])
-    done = subprocess.run(
-        [sys.executable, "-c", program, arguments],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ExportError(f"{format} could not be written in a process of {backend}:\n{done.stderr[-2000:]}")
-    report = json.loads(done.stdout.strip().splitlines()[-1])
-    if "error" in report:
-        error = ExportError(report["error"])
-        error.exit_code = report["exit_code"]
-        raise error
+def _earlier_report(out: Path, format: str) -> dict[str, Any]:
+    """What an earlier export to the same folder reported."""
+    try:
+        report = json.loads((out / REPORT).read_text("utf-8"))
+        earlier = report["format"]
+        report["parts"].items()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise KvqError(f"{out / REPORT} is not a report of kvq. Give another --out.") from None
+    if earlier != format:
+        raise KvqError(f"{out} holds an export to {earlier}. Give another --out: each format has a folder of its own.")
     return report
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _move(source: Path, target: Path) -> None:
+    # A folder cannot be renamed onto one that is not empty.
+    _remove(target)
+    os.replace(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,75 +1,123 @@
-"""Whether an exported file says what the model says, on real images where they are at hand."""
+"""Whether an exported part says what the model says."""
 
+import statistics
+import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
-from kvq.errors import ExportError, KvqError
-from kvq.evaluation import trained_on
+from kvq.errors import ExportError
 from kvq.exporters.parts import Part
+from kvq.exporters.samples import of_another_size
 from kvq.ops import rescale
 from kvq.quantizers import CodebookQuantizer, Quantizer
 from kvq.tokenizer import Tokenizer
 
-COMPARED = 13  # images; not a power of two and not the 1 that exporters trace with, so that a fixed batch shows
+Run = Callable[[np.ndarray], np.ndarray]
+# 64 images come in four batches of 13 and one of 12: neither 1 or 2, which exporters trace with, nor always the same.
+BATCH = 13
 NEAR_TIE = 1e-5  # relative size of what rounding may do
+LISTED = 100  # near-ties at most
+TIMED = 5  # runs, of which the median counts
 
 
-def sample_images(tokenizer: Tokenizer, path: str | Path) -> tuple[np.ndarray, str]:
-    """uint8 images (n, h, w, c) to compare on, and where they come from: the model's own data set if it is at hand."""
-    config = tokenizer.config
-    try:
-        source = open_source(trained_on(path, config.data.name), "test")
-        batches = evaluation_batches(source, evaluation_transforms(config.images.pad, config.images.crop), COMPARED)
-        images = next(iterate(batches, threads=0))["images"]
-        if images.shape[-1] == config.images.channels:
-            return images, f"{len(images)} images of {source.name}"
-    except KvqError:
-        pass
-    rng = np.random.default_rng(0)
-    side = config.images.crop
-    return rng.integers(0, 256, (COMPARED, side, side, config.images.channels), np.uint8), f"{COMPARED} images of noise"
+class Sample(NamedTuple):
+    """A batch of images, what the tokenizer itself makes of it, and where (n, h', w') rounding may decide an index."""
+
+    images: np.ndarray
+    indices: np.ndarray
+    reconstruction: np.ndarray
+    ties: np.ndarray
 
 
-def compare(tokenizer: Tokenizer, part: Part, images: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """Runs an exported part beside the model.
+def make_samples(tokenizer: Tokenizer, images: np.ndarray, other_size: bool) -> list[Sample]:
+    """Batches of uint8 images (n, h, w, c); with `other_size` the first one again, larger and not square."""
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    if other_size:
+        batches.append(of_another_size(batches[0], tokenizer.downsampling))
+    indices = [tokenizer.encode(batch) for batch in batches]
+    return [
+        Sample(batch, grid, tokenizer.decode(grid), near_ties(tokenizer, batch))
+        for batch, grid in zip(batches, indices, strict=True)
+    ]
+
+
+def compare(part: Part, samples: list[Sample], run: Run) -> dict[str, Any]:
+    """Runs an exported part beside the model it comes from.
+
+    Args:
+        part: What was exported.
+        samples: What to compare on.
+        run: The part in its runtime.
 
     Returns:
-        `images`, `near_ties` (positions where rounding may decide), and `different_indices` or `largest_difference` in grey
-        levels.
+        `images`, `batches` and `sizes` (what was compared), `near_ties` (how many positions where rounding may decide) and
+        `near_tie_positions` (batch, image, row, column; the first 100), `different_indices` or `largest_difference` in grey
+        levels, and `latency_ms`, batch size to the median of 5 runs: `exported` and `keras`.
 
     Raises:
-        ExportError: If indices differ where there is no near-tie, or pixels by more than one grey level.
+        ExportError: If it does not run, indices differ where there is no near-tie, or pixels by more than one grey level.
     """
-    ties = near_ties(tokenizer, images)
-    inputs = images if part.input_name == "images" else tokenizer.encode(images)
-    expected = np.asarray(part.model.predict_on_batch(inputs))
+    differences = [_difference(part, sample, run) for sample in samples]
+    ties = [[number, *map(int, place)] for number, sample in enumerate(samples) for place in np.argwhere(sample.ties)]
+    first = getattr(samples[0], part.input_name)
+    return {
+        "images": sum(len(sample.images) for sample in samples),
+        "batches": sorted({len(sample.images) for sample in samples}),
+        "sizes": sorted({f"{sample.images.shape[1]}x{sample.images.shape[2]}" for sample in samples}),
+        "near_ties": len(ties),
+        "near_tie_positions": ties[:LISTED],
+        **(
+            {"different_indices": sum(differences)} if part.output_name == "indices" else {"largest_difference": max(differences)}
+        ),
+        "latency_ms": {
+            str(len(batch)): {"exported": _milliseconds(run, batch), "keras": _milliseconds(part.model.predict_on_batch, batch)}
+            for batch in (first[:1], first)
+        },
+    }
+
+
+def _difference(part: Part, sample: Sample, run: Run) -> int:
+    """How many indices differ, or by how many grey levels the pixels do at most."""
+    name = part.model.name.replace("_", " ")
+    inputs, expected = getattr(sample, part.input_name), getattr(sample, part.output_name)
     try:
         actual = run(inputs)
     except Exception as error:
-        raise ExportError(f"The exported {part.model.name} does not run: {type(error).__name__}: {error}") from error
+        raise ExportError(f"The exported {name} does not run: {type(error).__name__}: {str(error).strip()}") from error
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise ExportError(
-            f"The exported {part.model.name} gives {actual.dtype} {actual.shape}, not {expected.dtype} {expected.shape}."
+            f"The exported {name} gives {actual.dtype} {actual.shape}, not {expected.dtype} {expected.shape}, "
+            f"for {inputs.dtype} {inputs.shape}."
         )
-    result = {"images": len(images), "near_ties": int(ties.sum())}
+    size, ties = f"{sample.images.shape[1]}x{sample.images.shape[2]}", sample.ties
     if part.output_name == "indices":
         different = (actual != expected).reshape(*ties.shape, -1).any(-1)
         if (different & ~ties).any():
             raise ExportError(
-                f"The exported {part.model.name} gives other indices at {(different & ~ties).mean():.2%} of positions."
+                f"The exported {name} gives other indices at {(different & ~ties).mean():.2%} of the positions of {size} images."
             )
-        return {**result, "different_indices": int(different.sum())}
+        return int(different.sum())
     difference = np.abs(actual.astype(int) - expected.astype(int)).max(axis=(1, 2, 3))
     # An image with a near-tie may rightly come out of another code.
-    certain = ~ties.any(axis=(1, 2)) if part.input_name == "images" else np.ones(len(images), bool)
+    certain = ~ties.any(axis=(1, 2)) if part.input_name == "images" else np.ones(len(ties), bool)
     if (difference[certain] > 1).any():
-        raise ExportError(f"The exported {part.model.name} differs from the model by {difference[certain].max()} grey levels.")
-    return {**result, "largest_difference": int(difference[certain].max(initial=0))}
+        raise ExportError(
+            f"The exported {name} differs from the model by {difference[certain].max()} grey levels on {size} images."
+        )
+    return int(difference[certain].max(initial=0))
+
+
+def _milliseconds(run: Callable[[np.ndarray], Any], inputs: np.ndarray) -> float:
+    run(inputs)
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        run(inputs)
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 3)
 
 
 def near_ties(tokenizer: Tokenizer, images: np.ndarray) -> np.ndarray:

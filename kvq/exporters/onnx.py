@@ -1,41 +1,59 @@
 """Export to ONNX, by the converter that each backend has, and ONNX Runtime to run it."""
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from kvq.exporters.parts import Exporter, Part
+from kvq.exporters.parts import Exporter, Loaded, Part, described
 
 # Beside these every backend needs onnx, to name inputs and outputs alike, and onnxruntime, to run what came out.
 _CONVERTERS = {"tensorflow": ("tf2onnx",), "jax": ("jax2onnx",), "torch": ()}
+_FIXED_SIZE = frozenset({"jax"})
 
 
-def _packages(backend: str) -> tuple[str, ...]:
-    return (*_CONVERTERS[backend], "onnx", "onnxruntime")
+def converters(backend: str) -> tuple[str, ...]:
+    """Packages that writing needs."""
+    return (*_CONVERTERS[backend], "onnx")
 
 
-def _write(part: Part, path: Path) -> None:
+def write(part: Part, path: Path) -> None:
+    """Writes a part as one file, with the names of its input and output."""
     import onnx
 
-    signature = [keras.InputSpec(shape=part.shape, dtype=part.dtype, name=part.input_name)]
-    # The converters talk; whether one succeeded is decided by running its file.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logging():
-        warnings.simplefilter("ignore")
+    backend = keras.backend.backend()
+    if backend == "torch":
+        _write_from_torch(part, path)
+    else:
+        shape = part.fixed_shape if backend in _FIXED_SIZE else part.free_shape
+        signature = [keras.InputSpec(shape=shape, dtype=part.sample.dtype.name, name=part.input_name)]
         part.model.export(str(path), format="onnx", input_signature=signature, verbose=False)
     model = onnx.load(str(path))
     _copy_shared_initializers(model.graph)
     _rename(model.graph, model.graph.input[0].name, part.input_name)
     _rename(model.graph, model.graph.output[0].name, part.output_name)
     for value in (model.graph.input[0], model.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for axis, name in enumerate(("batch",) if backend in _FIXED_SIZE else ("batch", "height", "width")):
+            # Those of a grid are others than those of an image.
+            value.type.tensor_type.shape.dim[axis].dim_param = f"grid_{name}" if axis and value.name == "indices" else name
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+def _write_from_torch(part: Part, path: Path) -> None:
+    import torch
+
+    # Not by Keras: it traces images of one pixel, whose padding is another than that of an even side.
+    torch.onnx.export(
+        part.model.eval(),
+        (keras.ops.convert_to_tensor(part.sample),),
+        str(path),
+        dynamo=False,
+        input_names=[part.input_name],
+        output_names=[part.output_name],
+        dynamic_axes={name: {0: "batch", 1: "height", 2: "width"} for name in (part.input_name, part.output_name)},
+    )
 
 
 def _copy_shared_initializers(graph: Any) -> None:
@@ -64,21 +82,35 @@ def _rename(graph: Any, old: str, new: str) -> None:
                     names[index] = new
 
 
-def _run(path: Path, array: np.ndarray) -> np.ndarray:
+def _load(path: Path) -> Loaded:
+    import onnx
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: array})[0]
+    model = onnx.load(str(path))
+
+    def run(array: np.ndarray) -> np.ndarray:
+        return session.run(None, {session.get_inputs()[0].name: array})[0]
+
+    return Loaded(
+        run,
+        [described(value.name, value.type, value.shape) for value in session.get_inputs()],
+        [described(value.name, value.type, value.shape) for value in session.get_outputs()],
+        {"opset": max(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))},
+    )
 
 
-@contextlib.contextmanager
-def _quiet_logging() -> Any:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-EXPORTER = Exporter("onnx", _packages, _write, _run)
+EXPORTER = Exporter(
+    extension="onnx",
+    # PyTorch's needs no package beside these, and converts every quantizer.
+    backends=("torch", "tensorflow", "jax"),
+    packages=lambda backend: (*converters(backend), "onnxruntime"),
+    write=write,
+    load=_load,
+    example=(
+        "import onnxruntime",
+        "session = onnxruntime.InferenceSession(file)\n(output,) = session.run(None, {session.get_inputs()[0].name: array})",
+    ),
+    extra="onnx",
+    fixed_size=_FIXED_SIZE,
+)
