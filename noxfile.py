@@ -65,3 +65,11 @@ def tests(session: nox.Session, backend: str) -> None:
 def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""
     pytest(session, backend, "-m", "slow")
+
+
+@nox.session
+def export(session: nox.Session) -> None:
+    """The tables of docs/export.md, and the tests of every format, in one environment with all backends. Takes long."""
+    install(session, ".[jax,tensorflow,torch,export,test]")
+    session.run("pytest", "tests/test_exporters.py", env={"KERAS_BACKEND": "torch", "PYTHONSAFEPATH": "1"})
+    session.run("python", "benchmarks/export_matrix.py", *session.posargs, env={"PYTHONSAFEPATH": "1"})

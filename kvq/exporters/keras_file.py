@@ -1,4 +1,4 @@
-"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `import kvq.model`."""
+"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `import kvq.build`, which knows the classes in it."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ EXPORTER = Exporter(
     write=_write,
     load=_load,
     example=(
-        "import keras\nimport kvq.model  # its classes",
+        "import keras\nimport kvq.build  # the classes in the file",
         "model = keras.saving.load_model(file)\n"
         "(name,) = model.input\n"
         "(output,) = model.predict_on_batch({name: array}).values()",
