@@ -1,4 +1,4 @@
-"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `import kvq.build`, which knows the classes in it."""
+"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `import kvq.build` (its classes)."""
 
 from pathlib import Path
 
