@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batches = [batch["images"] for batch, _ in zip(iterate(made), range(BATCHES), strict=False)]
 
     keras.utils.set_random_seed(train.seed)  # the weights that `train` will start from
-    model = training._compiled(config, source.channels)
+    model = training.compiled(config, source.channels)
     weights = {name: keras.ops.convert_to_numpy(weight) for name, weight in artifact.tensors(model)}
     trainable = [name for name, weight in artifact.tensors(model) if weight.trainable]
     loss_kvq = float(keras.ops.convert_to_numpy(model.compute_loss(x=batches[0], y_pred=model(batches[0]))))

@@ -39,6 +39,8 @@ def _print_report(report: dict[str, Any]) -> None:
     for name, place in report["data"].items():
         table.add_row(f"data {name}", str(place or "not here"))
     console.print(table)
+    if not report["gpu_found"]:
+        console.print("Without a GPU TensorFlow is usually the fastest. What is the fastest here: kvq benchmark")
     for problem in report["problems"] or ["No problems."]:
         console.print(f"problem: {problem}" if report["problems"] else problem)
 

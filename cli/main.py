@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from kvq import __version__
 from kvq.errors import KvqError
 
+from .benchmark import benchmark
 from .configs import configs
 from .data import data
 from .decode import decode
@@ -59,6 +60,6 @@ def main(
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(main)
-for command in (train, evaluate, reconstruct, encode, decode, export, configs, quantizers, doctor):
+for command in (train, evaluate, reconstruct, encode, decode, export, configs, quantizers, benchmark, doctor):
     app.command()(command)
 app.add_typer(data, name="data")

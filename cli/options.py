@@ -7,9 +7,10 @@ import typer
 
 from kvq.backends import BACKENDS
 
+BACKEND_NAMES = "|".join(sorted(BACKENDS))
 Backend = Annotated[
     str | None,
-    typer.Option(metavar="|".join(sorted(BACKENDS)), help="What computes. Default: KERAS_BACKEND, else the fastest installed."),
+    typer.Option(metavar=BACKEND_NAMES, help="What computes. Default: KERAS_BACKEND, else the fastest installed."),
 ]
 Model = Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or a model folder from one.")]
 Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]

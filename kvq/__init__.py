@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvq.exporters import export as export
     from kvq.model import VQVAE as VQVAE
     from kvq.reconstruction import reconstruct as reconstruct
+    from kvq.timing import benchmark as benchmark
     from kvq.tokenizer import Tokenizer as Tokenizer
     from kvq.tokens.decoding import decode as decode
     from kvq.tokens.encoding import encode as encode
@@ -36,6 +37,7 @@ _HOME = {
     "VQVAE": "model",
     "reconstruct": "reconstruction",
     "Tokenizer": "tokenizer",
+    "benchmark": "timing",
     "decode": "tokens.decoding",
     "encode": "tokens.encoding",
     "describe": "training",

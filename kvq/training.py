@@ -99,14 +99,14 @@ def train(
     random.seed(config.train.seed)
     if not resume:
         source, validation = open_images(config)
-        model = _compiled(config, source.channels)
+        model = compiled(config, source.channels)
         run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
         keep_listings(run, source, validation)
         with run.locked():
             return _train(run, config, model, source, validation, 0, note, progress, watchers)
     changes = changed_keys(run, newest_checkpoint(run), config)
     source, validation = open_images(config, run)
-    model = _compiled(config, source.channels)
+    model = compiled(config, source.channels)
     with run.locked():
         if not changed_data:
             check_unchanged(run, source, validation)
@@ -121,7 +121,7 @@ def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> 
     """What a configuration makes, without training: parameters, tokens and bits per image, and the configuration itself."""
     config = with_data(config if isinstance(config, RunConfig) else load_config(config), data, None)
     source, validation = open_images(config)
-    model = _compiled(config, source.channels)
+    model = compiled(config, source.channels)
     tokens = (config.data.crop // config.model.downsampling) ** 2
     return {
         "config": config.model_dump(),
@@ -191,7 +191,8 @@ def _train(
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
 
 
-def _compiled(config: RunConfig, channels: int) -> VQVAE:
+def compiled(config: RunConfig, channels: int) -> VQVAE:
+    """The model of a configuration, ready for `fit`."""
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
     model.quantizer.trainable = not config.codebook.frozen
     model.compile(optimizer=build_optimizer(config.train))

@@ -329,6 +329,10 @@ def test_doctor(monkeypatch, problems: list[str], code: int) -> None:
     assert result.exit_code == code
     assert "1.0; gpu: H200; 2 threads; TF32 on" in result.stdout
     assert ("Something is wrong." in result.stdout) == bool(problems)
+    assert "kvq benchmark" not in result.stdout
+    monkeypatch.setattr("kvq.diagnosis.doctor", lambda: {**report, "gpu_found": False})
+    assert "What is the fastest here: kvq benchmark" in kvq_in_process("doctor").stdout
+    monkeypatch.setattr("kvq.diagnosis.doctor", lambda: report)
     assert json.loads(kvq_in_process("doctor", "--json").stdout) == report
 
 
