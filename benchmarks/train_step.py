@@ -1,6 +1,9 @@
-"""How long a step of `kvq train` takes, beside a minimal loop written by hand for the same backend.
+"""How long a step of `kvq train` takes, beside a minimal loop written for the same backend without kvq.
 
     python benchmarks/train_step.py --backend torch --config cifar10 --steps 200 --json
+
+The loops are the pages of `peers/`: by hand, or with `--peer` one that takes its quantizer from a library. `--check` compares the
+number of parameters and the loss at step 0, from the same weights, and measures nothing.
 
 Both train the same network from the same weights on the same images, in one process, in turn: a block of kvq's steps, a block
 of the hand-written ones, and so on. kvq's side is `kvq.training.train` itself, with its data pipeline, metrics and callbacks;
@@ -100,7 +103,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     total = arguments.warm_up + steps
     config = load_config(arguments.config, [*rare, *arguments.set, f"train.steps={total}", "data.validation_images=1"])
     train, data = config.train, config.data
-    images = arguments.data or _noise(folder, config)
+    images = arguments.data or _noise(folder, config, arguments.channels)
     source = open_source(str(images), "train")
     made = training_batches(source, training_transforms(data.pad, data.crop, data.flip), train.batch_size, train.seed)
     batches = [batch["images"] for batch, _ in zip(iterate(made), range(BATCHES), strict=False)]
@@ -110,22 +113,32 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     weights = {name: keras.ops.convert_to_numpy(weight) for name, weight in artifact.tensors(model)}
     trainable = [name for name, weight in artifact.tensors(model) if weight.trainable]
     loss_kvq = float(keras.ops.convert_to_numpy(model.compute_loss(x=batches[0], y_pred=model(batches[0]))))
-    module = importlib.import_module(f"hand.{arguments.backend}_loop")
+    module = importlib.import_module(f"peers.{arguments.peer or arguments.backend + '_loop'}")
     loop = module.Loop(config, weights, trainable)
+    parameters = sum(int(np.prod(weights[name].shape)) for name in trainable)
+    if loop.parameters() != parameters:
+        raise SystemExit(f"Not the same model: {parameters:,} parameters in kvq and {loop.parameters():,} by hand.")
     loss_hand = loop.first_loss(batches[0])
     if abs(loss_hand - loss_kvq) > 1e-4 * loss_kvq:
         raise SystemExit(f"The two do not compute the same: the first loss is {loss_kvq} in kvq and {loss_hand} by hand.")
+
+    same = {
+        "backend": arguments.backend,
+        "peer": arguments.peer or f"{arguments.backend}_loop",
+        "config": arguments.config,
+        "batch_size": train.batch_size,
+        "parameters": parameters,
+        "loss_kvq": loss_kvq,
+        "loss_hand": loss_hand,
+    }
+    if arguments.check:
+        return same
 
     turns = InTurn(loop, module.wait, batches, block, arguments.warm_up)
     training.train(config, folder / "run", data=images, progress=turns)
     (kvq, kvq_cpu), (hand, hand_cpu) = np.transpose(turns.kvq), np.transpose(turns.hand)
     return {
-        "backend": arguments.backend,
-        "config": arguments.config,
-        "batch_size": train.batch_size,
-        "parameters": sum(int(np.prod(weights[name].shape)) for name in trainable),
-        "loss_kvq": loss_kvq,
-        "loss_hand": loss_hand,
+        **same,
         "kvq_s": float(np.median(kvq)),
         "hand_s": float(np.median(hand)),
         "ratio": float(np.median(kvq / hand)),
@@ -144,12 +157,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _noise(folder: Path, config: Any) -> Path:
+def _noise(folder: Path, config: Any, channels: int | None) -> Path:
     """Random images of the crop's size; grey where the configuration pads, as only the MNIST family does."""
     import numpy as np
 
     rng, side = np.random.default_rng(0), config.data.crop
-    channels, count = (1 if config.data.pad else 3), max(8 * config.train.batch_size, 16)
+    channels, count = channels or (1 if config.data.pad else 3), max(8 * config.train.batch_size, 16)
     arrays = {name: rng.integers(0, 256, (count, side, side, channels), np.uint8) for name in ("x_train", "x_test")}
     np.savez(folder / "noise.npz", **arrays)
     return folder / "noise.npz"
@@ -170,6 +183,9 @@ def _cpu() -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", choices=("jax", "tensorflow", "torch"), required=True)
+    parser.add_argument("--peer", help="a module of peers/ other than BACKEND_loop, such as tensorflow_sonnet")
+    parser.add_argument("--check", action="store_true", help="compare parameters and first losses, and stop")
+    parser.add_argument("--channels", type=int, help="of the noise; default: 1 where the configuration pads, else 3")
     parser.add_argument("--config", default="fashion_mnist_mini", help="what `kvq train` takes")
     parser.add_argument("--steps", type=int, default=200, help="of each side, after the warm-up")
     parser.add_argument("--block", type=int, default=10, help="steps before the other side has its turn")

@@ -1,4 +1,4 @@
-"""The networks of `kvq/networks.py` as straight-line functions, written once for the three hand-written loops.
+"""The networks of `kvq/networks.py` as straight-line functions, written once for all hand-written loops.
 
 `layers` gives `conv(name, x, stride)`, `up(name, x, stride)` (transposed), `norm(name, x)` (instance norm), `relu`, `leaky_relu`
 and `tanh` of one backend; `name` is that of the weights in a saved kvq model.

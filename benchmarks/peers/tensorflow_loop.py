@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from hand.networks import decode, encode
+from peers.networks import decode, encode
 
 
 class Loop:
@@ -21,9 +21,16 @@ class Loop:
     def __init__(self, config: Any, weights: dict[str, np.ndarray], trainable: set[str]):
         self.config = config
         self.w = {name: tf.Variable(array) for name, array in weights.items()}
-        self.trained = [self.w[name] for name in trainable]
-        self.slots = [(tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v))) for v in self.trained]
+        self.trained: list[Any] = []
+        self.slots: list[tuple[Any, Any]] = []
         self.powers = tf.Variable(1.0), tf.Variable(1.0)
+        for name in trainable:
+            self.add(self.w[name])
+
+    def add(self, variable: Any) -> None:
+        """Lets Adam move a variable."""
+        self.trained.append(variable)
+        self.slots.append((tf.Variable(tf.zeros_like(variable)), tf.Variable(tf.zeros_like(variable))))
 
     def conv(self, name: str, x: Any, stride: int = 1) -> Any:
         return tf.nn.bias_add(tf.nn.conv2d(x, self.w[f"{name}.conv.kernel"], stride, "SAME"), self.w[f"{name}.conv.bias"])
@@ -81,6 +88,9 @@ class Loop:
                 **dict(zip(("var", "m", "v"), handles, strict=True)),
                 beta1_power=first, beta2_power=second, lr=rate, beta1=0.9, beta2=0.999, epsilon=1e-7, grad=gradient,
             )  # fmt: skip
+
+    def parameters(self) -> int:
+        return sum(int(tf.size(variable)) for variable in self.trained)
 
     def first_loss(self, images: np.ndarray) -> float:
         return float(self.loss(images, False))

@@ -1,4 +1,4 @@
-"""A VQ-VAE training step in plain JAX, one `jax.jit`: what kvq's is measured against."""
+"""A VQ-VAE training step in plain JAX with optax, one `jax.jit`: what kvq's is measured against."""
 
 import functools
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand.networks import decode, encode
+import optax
 from jax import lax
+from peers.networks import decode, encode
 
 AXES = ("NHWC", "HWIO", "NHWC")
 
@@ -52,8 +53,8 @@ class Loop:
         self.config = config
         self.trained = {name: jnp.array(weights[name]) for name in trainable}
         self.rest = {name: jnp.array(array) for name, array in weights.items() if name not in trainable}
-        self.slots = [jax.tree.map(jnp.zeros_like, self.trained) for _ in range(2)]
-        self.count = jnp.zeros(())
+        self.adam = optax.adam(config.train.learning_rate, eps=1e-7)
+        self.slots = self.adam.init(self.trained)
 
     def loss(self, trained: dict[str, Any], rest: dict[str, Any], images: Any) -> tuple[Any, dict[str, Any]]:
         """The loss, and the weights that no gradient moves."""
@@ -83,18 +84,16 @@ class Loop:
         return {**rest, "quantizer.counts": counts, "quantizer.sums": sums, "quantizer.codebook": codebook}
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
-    def next(self, trained: Any, rest: Any, slots: Any, count: Any, images: Any) -> tuple[Any, Any, Any, Any]:
+    def next(self, trained: Any, rest: Any, slots: Any, images: Any) -> tuple[Any, Any, Any]:
         gradients, rest = jax.grad(self.loss, has_aux=True)(trained, rest, images)
-        count = count + 1
-        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, slots[0], gradients)
-        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, slots[1], gradients)
-        rate = self.config.train.learning_rate * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
-        trained = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), trained, m, v)
-        return trained, rest, [m, v], count
+        updates, slots = self.adam.update(gradients, slots)
+        return optax.apply_updates(trained, updates), rest, slots
 
     def step(self, images: np.ndarray) -> None:
-        state = self.trained, self.rest, self.slots, self.count
-        self.trained, self.rest, self.slots, self.count = self.next(*state, images)
+        self.trained, self.rest, self.slots = self.next(self.trained, self.rest, self.slots, images)
+
+    def parameters(self) -> int:
+        return sum(array.size for array in jax.tree.leaves(self.trained))
 
     def first_loss(self, images: np.ndarray) -> float:
         return float(jax.jit(self.loss)(self.trained, self.rest, images)[0])

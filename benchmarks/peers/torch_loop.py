@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hand.networks import decode, encode
+from peers.networks import decode, encode
 
 
 class Loop:
@@ -78,6 +78,9 @@ class Loop:
         self.adam.zero_grad()
         self.loss(images).backward()
         self.adam.step()
+
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.trained)
 
     def first_loss(self, images: np.ndarray) -> float:
         with torch.no_grad():
