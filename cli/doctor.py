@@ -40,7 +40,9 @@ def _print_report(report: dict[str, Any]) -> None:
         table.add_row(f"data {name}", str(place or "not here"))
     console.print(table)
     if not report["gpu_found"]:
-        console.print("Without a GPU TensorFlow is usually the fastest. What is the fastest here: kvq benchmark")
+        # `kvq benchmark cifar10 --set train.batch_size=128` on two quiet CPU cores.
+        console.print("Without a GPU a training step took 1.2 times as long on torch as on tensorflow, 2.1 times on jax.")
+        console.print("What is the fastest here: kvq benchmark")
     for problem in report["problems"] or ["No problems."]:
         console.print(f"problem: {problem}" if report["problems"] else problem)
 

@@ -18,7 +18,7 @@ from typing import Any
 from kvq.errors import BackendError
 
 # Each is also the name of the package to import and of the extra that installs it. In the order of preference without a GPU,
-# since JAX is several times slower than the others on a CPU.
+# since JAX takes about twice as long as the others on a CPU.
 BACKENDS = ("tensorflow", "torch", "jax")
 GPU_ORDER = ("jax", "torch", "tensorflow")
 # Where more than one distribution brings the same package, any of them will do.
