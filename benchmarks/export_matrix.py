@@ -89,16 +89,9 @@ def said(entry: dict[str, Any] | None) -> str:
         return "not tried"
     if "error" in entry:
         return entry["error"].splitlines()[0].replace("|", "\\|")
-    ties = f", {entry['near_ties']} near-ties" if entry["near_ties"] else ""
     if "different_indices" in entry:
-        return f"runs; {entry['different_indices']} other indices{ties}"
-    return f"runs; {entry['largest_difference']} grey levels at most"
-
-
-def latency(entry: dict[str, Any] | None) -> str:
-    times = (entry or {}).get("latency_ms")
-    batch = max(times, key=int) if times else ""
-    return f"{times[batch]['exported']:.1f} / {times[batch]['keras']:.1f}" if times else ""
+        return f"runs; other indices: {entry['different_indices']}, near-ties: {entry['near_ties']}"
+    return f"runs; grey levels: {entry['largest_difference']}"
 
 
 def tables(kinds: dict[str, Any], formats: dict[tuple[str, str], Any]) -> str:
@@ -106,7 +99,8 @@ def tables(kinds: dict[str, Any], formats: dict[tuple[str, str], Any]) -> str:
     first = next(iter(kinds.values()))
     lines = [
         f"Compared on {first['compared_on']}, at their size and, where it is free, at a larger one that is not square. Models",
-        f"trained for {STEPS} steps.",
+        f"trained for {STEPS} steps. Cells say how many indices are others than the tokenizer's, how many positions rounding may",
+        "decide, and by how many grey levels pixels differ at most.",
         "",
         f"Every quantizer to ONNX, trained and written on {first['backend']}, opset {first['parts']['encoder']['opset']}:",
         "",
@@ -117,15 +111,14 @@ def tables(kinds: dict[str, Any], formats: dict[tuple[str, str], Any]) -> str:
         lines.append(f"| `{kind}` | {said(report['parts'].get('encoder'))} | {said(report['parts'].get('decoder'))} |")
     lines += [
         "",
-        "`ema_vector` to every format, from each backend that trained, in a process of that backend. Milliseconds for 13 images:",
-        "the autoencoder in its runtime / in Keras on the backend that wrote it, on two CPU cores that other work used as well.",
+        "`ema_vector` to every format, from each backend that trained, in a process of that backend:",
         "",
-        "| format | trained on | written on | image size | encoder | decoder | autoencoder | ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| format | trained on | written on | image size | encoder | decoder | autoencoder |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (format, backend), report in formats.items():
         parts = [report["parts"].get(name) for name in ("encoder", "decoder", "autoencoder")]
-        words = [f"`{format}`", backend, report["backend"], report["image_size"], *map(said, parts), latency(parts[-1])]
+        words = [f"`{format}`", backend, report["backend"], report["image_size"], *map(said, parts)]
         lines.append(f"| {' | '.join(words)} |")
     return "\n".join([*lines, ""])
 
