@@ -211,7 +211,7 @@ class SaveCheckpoint:
         self.every_minutes = every_minutes
         self.keep = keep
         self.validate = validate
-        self._next = self._later(60 * every_minutes)
+        self._next = time.monotonic() + 60 * every_minutes
 
     def due(self, step: int, ending: str | None) -> bool:
         late = time.monotonic() >= self._next
@@ -219,9 +219,6 @@ class SaveCheckpoint:
 
     def act(self, model: keras.Model, step: int) -> None:
         measured = self.validate.last.get("psnr") if self.validate.last.get("step") == step else None
-        self._next = self._later(self.RETRY)
+        self._next = time.monotonic() + self.RETRY
         save_checkpoint(self.run, model, step, self.keep, self.config, measured)
-        self._next = self._later(60 * self.every_minutes)
-
-    def _later(self, seconds: float) -> float:
-        return time.monotonic() + seconds
+        self._next = time.monotonic() + 60 * self.every_minutes

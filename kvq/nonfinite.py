@@ -17,20 +17,21 @@ class CheckFinite:
 
     Args:
         run: The run; the batch of the step that ends it is kept there.
+        known: Steps that were left out before.
         batch: The batch that a step trained on, by the number of steps before it.
         note: Told of steps that were left out.
     """
 
-    def __init__(self, run: Run, batch: Callable[[int], Batch], note: Callable[[str], None]):
+    def __init__(self, run: Run, known: int, batch: Callable[[int], Batch], note: Callable[[str], None]):
         self.run = run
         self.batch = batch
         self.note = note
-        self._known: int | None = None
+        self.known = known
 
     def __call__(self, model: keras.Model) -> None:
         optimizer = model.optimizer
         skipped = optimizer.skipped
-        new, self._known = skipped - (skipped if self._known is None else self._known), skipped
+        new, self.known = skipped - self.known, skipped
         if skipped > optimizer.tolerated:
             raise TrainingError(self._why(model, optimizer.last_skipped, optimizer.tolerated))
         if new:

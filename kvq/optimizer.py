@@ -72,14 +72,8 @@ class FiniteSteps(keras.optimizers.Optimizer):
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         if not self.built:
             self.build(list(trainable_variables))
-        running = self._skipped <= self.tolerated
-        finite = _finite(grads)
-
-        def take() -> None:
-            self.inner.apply(grads, trainable_variables)
-
-        ops.cond(ops.logical_and(running, finite), take, lambda: None)
-        bad = ops.cast(ops.logical_and(running, ops.logical_not(finite)), "int32")
+        taken, bad = self._judge(grads, self._skipped)
+        ops.cond(taken, lambda: self.inner.apply(grads, trainable_variables), lambda: None)
         self.iterations.assign_add(1)
         self._skipped.assign_add(bad)
         self._last_skipped.assign(ops.where(bad > 0, ops.cast(self.iterations, "int32"), self._last_skipped))
@@ -88,13 +82,11 @@ class FiniteSteps(keras.optimizers.Optimizer):
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """`apply` for JAX. A choice between values, not between branches: XLA fuses it into the step."""
-        mine = len(optimizer_variables) - len(self.inner.variables)
-        own, inner = optimizer_variables[:mine], optimizer_variables[mine:]
-        values = dict(zip((variable.path for variable in self.variables[:mine]), own, strict=True))
+        own = super().variables
+        values = dict(zip((variable.path for variable in own), optimizer_variables, strict=False))
+        inner = optimizer_variables[len(own) :]
         iterations, skipped, last = (values[v.path] for v in (self.iterations, self._skipped, self._last_skipped))
-        running, finite = skipped <= self.tolerated, _finite(grads)
-        taken = ops.logical_and(running, finite)
-        bad = ops.cast(ops.logical_and(running, ops.logical_not(finite)), skipped.dtype)
+        taken, bad = self._judge(grads, skipped)
         values[self.iterations.path] = iterations + 1
         values[self._skipped.path] = skipped + bad
         values[self._last_skipped.path] = ops.where(bad > 0, ops.cast(iterations + 1, last.dtype), last)
@@ -102,6 +94,18 @@ class FiniteSteps(keras.optimizers.Optimizer):
         weights = [ops.where(taken, new, old) for new, old in zip(new_weights, trainable_variables, strict=True)]
         inner = [ops.where(taken, new, old) for new, old in zip(new_inner, inner, strict=True)]
         return weights, [*values.values(), *inner]
+
+    def _judge(self, grads: Sequence[Any], skipped: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the step is taken, and, int32, by how many those that were left out become more."""
+        # A sum shows whether every number in a gradient is finite, and needs one pass.
+        finite = ops.isfinite(sum(ops.sum(ops.cast(grad, "float32")) for grad in grads if grad is not None))
+        running = skipped <= self.tolerated
+        return ops.logical_and(running, finite), ops.cast(ops.logical_and(running, ops.logical_not(finite)), "int32")
+
+    @property
+    def averages(self) -> list[Any]:
+        """Running averages of the weights, in the order of the weights; none where the inner optimizer keeps none."""
+        return self.inner._model_variables_moving_average if self.inner.use_ema else []
 
     def finalize_variable_values(self, var_list: list[Any]) -> None:
         """Nothing: at the end of `fit` Keras would put the averages in the place of the weights that a resumed run needs."""
@@ -112,13 +116,12 @@ class FiniteSteps(keras.optimizers.Optimizer):
         if not variable.trainable:
             return
         index = self.inner._get_variable_index(variable)
-        averages = getattr(self.inner, "_model_variables_moving_average", [])
         for slots in vars(self.inner).values():
             if isinstance(slots, list) and len(slots) == len(self.inner._trainable_variables):
                 slot = slots[index]
                 if slot is not variable and tuple(slot.shape) == tuple(variable.shape):
                     values = np.array(ops.convert_to_numpy(slot))
-                    values[rows] = ops.convert_to_numpy(variable)[rows] if slots is averages else 0.0
+                    values[rows] = ops.convert_to_numpy(variable)[rows] if slots is self.averages else 0.0
                     slot.assign(values)
 
     def get_config(self) -> dict[str, Any]:
@@ -134,7 +137,7 @@ class FiniteSteps(keras.optimizers.Optimizer):
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
     """The running averages in the place of the model's trained weights, where its optimizer keeps any."""
-    averages = getattr(getattr(model.optimizer, "inner", None), "_model_variables_moving_average", None)
+    averages = model.optimizer.averages
     if not averages:
         yield
         return
@@ -146,8 +149,3 @@ def averaged(model: keras.Model) -> Iterator[None]:
     finally:
         for weight, value in zip(model.trainable_weights, before, strict=True):
             weight.assign(value)
-
-
-def _finite(grads: Sequence[Any]) -> Tensor:
-    """Whether every number in every gradient is finite: a sum shows it, and needs one pass."""
-    return ops.isfinite(sum(ops.sum(ops.cast(grad, "float32")) for grad in grads if grad is not None))

@@ -1,7 +1,6 @@
 """What a run goes on with: its last checkpoint, and a configuration that fits it."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ from kvq import __version__
 from kvq.checkpoint import Checkpoint
 from kvq.config import RunConfig
 from kvq.errors import RunError
-from kvq.run import Run
+from kvq.run import Run, now
 from kvq.validation import check
 
 # What may differ when a run goes on: the state means the same with another value. The rest makes another model or other batches.
@@ -65,7 +64,7 @@ def record_resumption(
 ) -> None:
     """Writes into run.json, log.txt and config.toml that the run goes on, from where, and what is not as it was."""
     backend = keras.backend.backend()
-    entry: dict[str, Any] = {"step": checkpoint.step, "backend": backend, "kvq": __version__, "at": _now()}
+    entry: dict[str, Any] = {"step": checkpoint.step, "backend": backend, "kvq": __version__, "at": now()}
     note(f"step {checkpoint.step}: resumed on {backend}")
     for key, change in changes.items():
         note(f"step {checkpoint.step}: {key} {change}")
@@ -89,7 +88,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -131,7 +131,7 @@ class Run:
     def log(self, text: str) -> None:
         """Adds a line with the time to log.txt, if that can be written."""
         with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}  {text}\n")
+            file.write(f"{now()}  {text}\n")
 
     def nonfinite_file(self, step: int) -> Path:
         """Where the batch of a step goes whose loss or gradient was not finite."""
@@ -191,3 +191,8 @@ class Run:
         except (OSError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise RunError(f"{path} cannot be read: {reason}. A run folder has a {path.name}.") from None
+
+
+def now() -> str:
+    """The time as a run's files have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

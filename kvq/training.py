@@ -5,7 +5,6 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from kvq.optimizer import averaged
 from kvq.progress import Progress
 from kvq.quantizers.initialisers import INITIALISERS
 from kvq.resuming import changed_keys, record_resumption
-from kvq.run import Run
+from kvq.run import Run, now
 from kvq.run_images import check_unchanged, fingerprints, first_images, keep_listings, open_images, with_data
 from kvq.signals import stop_signals
 from kvq.tensorboard import TensorBoard
@@ -97,24 +96,23 @@ def train(
 
     # Every seed that Keras draws comes from here. `keras.utils.set_random_seed` would import TensorFlow on every backend.
     random.seed(config.train.seed)
+    changes = changed_keys(run, newest_checkpoint(run), config) if resume else {}
+    source, validation = open_images(config, run if resume else None)
+    model = compiled(config, source.channels)
     if not resume:
-        source, validation = open_images(config)
-        model = compiled(config, source.channels)
         run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
         keep_listings(run, source, validation)
-        with run.locked():
-            return _train(run, config, model, source, validation, 0, note, progress, watchers)
-    changes = changed_keys(run, newest_checkpoint(run), config)
-    source, validation = open_images(config, run)
-    model = compiled(config, source.channels)
     with run.locked():
-        if not changed_data:
-            check_unchanged(run, source, validation)
-        checkpoint = restore_checkpoint(run, model, note)
-        run.drop_metrics_after(checkpoint.step)
-        if checkpoint.step < config.train.steps:
-            record_resumption(run, checkpoint, config, changes, model, note)
-        return _train(run, config, model, source, validation, checkpoint.step, note, progress, watchers)
+        first_step = 0
+        if resume:
+            if not changed_data:
+                check_unchanged(run, source, validation)
+            checkpoint = restore_checkpoint(run, model, note)
+            run.drop_metrics_after(checkpoint.step)
+            first_step = checkpoint.step
+            if first_step < config.train.steps:
+                record_resumption(run, checkpoint, config, changes, model, note)
+        return _train(run, config, model, source, validation, first_step, note, progress, watchers)
 
 
 def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def _train(
             name: first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
             for name, images in (("train", source), ("validation", validation))
         }
-        check = CheckFinite(run, batches.__getitem__, note)
+        check = CheckFinite(run, model.optimizer.skipped, batches.__getitem__, note)
         between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step, RestoreSums(model), check, note)
         waited, trained = lambda: inputs.waited, lambda: between.seconds
         metrics = LogMetrics(run, first_step, train.log_every, train.batch_size, waited, trained, watchers)
@@ -187,7 +185,7 @@ def _train(
             artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
         progress.stop()
     status = "finished" if between.step == train.steps else "interrupted"
-    run.update_record(status=status, steps=between.step, ended=_now())
+    run.update_record(status=status, steps=between.step, ended=now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
 
 
@@ -210,7 +208,7 @@ def _record(config: RunConfig, command: str | None) -> dict[str, Any]:
         "devices": backends.devices(backend),
         "seed": config.train.seed,
         "command": command,
-        "started": _now(),
+        "started": now(),
         "process": os.getpid(),
     }
 
@@ -220,10 +218,6 @@ def _last_record(run: Run) -> dict[str, Any]:
     return records[-1] if records else {}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @contextlib.contextmanager
 def _status_on_error(run: Run) -> Iterator[None]:
     try:
@@ -231,7 +225,7 @@ def _status_on_error(run: Run) -> Iterator[None]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # of a full disk it is the error inside that has to be told
             if isinstance(error, KeyboardInterrupt):
-                run.update_record(status="interrupted", ended=_now())
+                run.update_record(status="interrupted", ended=now())
             else:
-                run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=_now())
+                run.update_record(status="failed", error=f"{type(error).__name__}: {error}", ended=now())
         raise

@@ -31,7 +31,6 @@ def _load(path: Path) -> Loaded:
 EXPORTER = Exporter(
     extension="keras",
     backends=(),
-    packages=lambda backend: (),
     write=_write,
     load=_load,
     example=(

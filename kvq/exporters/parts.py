@@ -69,20 +69,20 @@ class Exporter:
     Attributes:
         extension: Of its files. A format of folders has one as well.
         backends: That can write it, the best one first; none for all of them alike.
-        packages: Name of a backend to the packages that writing and running need beside it.
         write: Writes a part to a path. Files that belong to it have its stem.
         load: Opens what was written in the format's own runtime.
         example: Two texts for `example.py`: what it imports, and lines that make `output` of `file` and `array`.
+        packages: Name of a backend to the packages that writing and running need beside it.
         extra: Of kvq's, that brings `packages`.
         fixed_size: Backends that write files for one image size.
     """
 
     extension: str
     backends: tuple[str, ...]
-    packages: Callable[[str], Sequence[str]]
     write: Callable[[Part, Path], None]
     load: Callable[[Path], Loaded]
     example: tuple[str, str]
+    packages: Callable[[str], Sequence[str]] = lambda backend: ()
     extra: str | None = None
     fixed_size: frozenset[str] = frozenset()
 

@@ -42,7 +42,6 @@ def _load(path: Path) -> Loaded:
 EXPORTER = Exporter(
     extension="saved_model",
     backends=("tensorflow",),
-    packages=lambda backend: (),
     write=write,
     load=_load,
     example=(

@@ -40,7 +40,6 @@ def _load(path: Path) -> Loaded:
 EXPORTER = Exporter(
     extension="stablehlo",
     backends=("jax",),
-    packages=lambda backend: (),
     write=_write,
     load=_load,
     example=(

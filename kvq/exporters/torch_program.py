@@ -40,7 +40,6 @@ def _load(path: Path) -> Loaded:
 EXPORTER = Exporter(
     extension="pt2",
     backends=("torch",),
-    packages=lambda backend: (),
     write=_write,
     load=_load,
     example=(
