@@ -107,9 +107,6 @@ class FiniteSteps(keras.optimizers.Optimizer):
         """Running averages of the weights, in the order of the weights; none where the inner optimizer keeps none."""
         return self.inner._model_variables_moving_average if self.inner.use_ema else []
 
-    def finalize_variable_values(self, var_list: list[Any]) -> None:
-        """Nothing: at the end of `fit` Keras would put the averages in the place of the weights that a resumed run needs."""
-
     def forget(self, variable: Any, rows: np.ndarray) -> None:
         """Clears the running means of rows of a weight that were replaced, which would drag the new rows after the old; an
         average of the weight itself begins again at the new rows."""

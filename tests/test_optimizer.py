@@ -34,10 +34,10 @@ def equal(one, other):
 
 
 class poisoned:
-    """A weight of the decoder that is `value` for a while, so that the loss or the gradient is not finite."""
+    """A weight of the decoder, its kernel or its bias, that is `value` for a while, so that loss or gradient are not finite."""
 
-    def __init__(self, model, value):
-        self.weight, self.value = model.decoder.weights[0], value
+    def __init__(self, model, value, weight=0):
+        self.weight, self.value = model.decoder.weights[weight], value
 
     def __enter__(self):
         self.before = np.array(ops.convert_to_numpy(self.weight))
@@ -47,13 +47,13 @@ class poisoned:
         self.weight.assign(self.before)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30], ids=["nan", "inf", "square_overflows"])
-def test_a_step_that_is_not_finite_moves_no_weight_and_no_slot(value):
-    """At 1e30 the gradient is finite and only the loss, a square, is not."""
+@pytest.mark.parametrize(("value", "weight"), [(np.nan, 0), (np.inf, 0), (1e25, 1)], ids=["nan", "inf", "only_the_loss"])
+def test_a_step_that_is_not_finite_moves_no_weight_and_no_slot(value, weight):
+    """With a bias of 1e25 every gradient is finite, and only the loss, a square, is not."""
     model = build(FiniteSteps(keras.optimizers.Adam(0.01, use_ema=True), tolerated=5))
     model.train_on_batch(IMAGES)
     weights, slots = numbers(model.trainable_variables), numbers(model.optimizer.inner.variables)
-    with poisoned(model, value):
+    with poisoned(model, value, weight):
         model.train_on_batch(IMAGES)
     assert equal(numbers(model.trainable_variables), weights)
     assert equal(numbers(model.optimizer.inner.variables), slots)
