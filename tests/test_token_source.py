@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from kvq.atomic import write_bytes
 from kvq.data import TokenSource
 from kvq.data.token_set import DTYPES, Preprocessing, TokenPlan, TokenSetSource, smallest_dtype
 from kvq.errors import TokensError
@@ -128,6 +130,7 @@ def test_grain_takes_it_and_no_keras_is_imported(folder):
     code = """
 import sys
 import grain
+from kvq.atomic import write_bytes
 from kvq.data import TokenSource
 
 source = TokenSource(sys.argv[1])
@@ -183,6 +186,35 @@ def test_a_plan_that_goes_while_it_is_looked_at_means_that_the_set_was_completed
     # As if another process had completed the set between two looks at it.
     monkeypatch.setattr("kvq.tokens.shards.write_new", too_late)
     _claim(tmp_path / "set", plan_of())
+
+
+@pytest.mark.parametrize("name", ["tokens.json", ".shard-00001.json"])
+def test_a_file_tidied_away_by_the_process_that_completed_the_set_is_no_error(tmp_path, monkeypatch, name):
+    plan = plan_of()
+    begin(tmp_path / "set", plan)
+    for number in numbers(plan)[1:]:
+        write_one(tmp_path / "set", plan, number)
+
+    def another_is_quicker(path, content):
+        if path.name != name:
+            return write_bytes(path, content)
+        monkeypatch.undo()
+        write_one(tmp_path / "set", plan, 1)
+        assert join(tmp_path / "set", plan)
+        raise FileNotFoundError
+
+    write_one(tmp_path / "set", plan, 0)
+    monkeypatch.setattr("kvq.tokens.shards.write_bytes", another_is_quicker)
+    write_one(tmp_path / "set", plan, 1)
+    assert join(tmp_path / "set", plan).images == plan.source.images
+    assert not [path for path in (tmp_path / "set").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_goes_while_a_set_is_written_is_an_error(tmp_path):
+    plan = write_set(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    with pytest.raises(FileNotFoundError):
+        write_one(tmp_path / "set", plan, 0)
 
 
 # Hostile files

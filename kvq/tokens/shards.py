@@ -57,6 +57,9 @@ def _claim(out: Path, plan: TokenPlan) -> None:
         raise TokensError(f"{out} must be a new folder, or one that `kvq encode` began. It holds something else.")
     try:
         write_new(out / PLAN, plan.model_dump_json(indent=2).encode())
+    except FileNotFoundError:
+        if not (out / MANIFEST).exists():
+            raise
     except FileExistsError:
         try:
             begun = TokenPlan.model_validate_json((out / PLAN).read_bytes())
@@ -119,10 +122,10 @@ def write_shard(
             "names": None if names is None else ("txt", Listing.of(names).content),
             "labels": ("npy", _to_npy(_narrowed(labels))) if (labels != -1).any() else None,
         }
-        files = {part: what and _write(out / f"{part}-{number:05d}.{what[0]}", what[1]) for part, what in parts.items()}
+        files = {part: what and _write_described(out, f"{part}-{number:05d}.{what[0]}", what[1]) for part, what in parts.items()}
         shard = TokenShard(first=number * plan.shard_size, images=len(tokens), **files)
     note = Note(shard=shard, skipped=skipped)
-    write_bytes(_note_file(out, number), note.model_dump_json().encode())
+    _write(out, _note_file(out, number).name, note.model_dump_json().encode())
     return note
 
 
@@ -133,21 +136,29 @@ def join(out: Path, plan: TokenPlan) -> TokenSet | None:
     """
     notes = [note for number in numbers(plan) if (note := note_of(out, number))]
     if len(notes) < len(numbers(plan)):
-        # Another process may have joined them meanwhile, and removed the notes.
-        return read_token_set(out) if (out / MANIFEST).exists() else None
+        if not (out / MANIFEST).exists():
+            return None
+        # Another process has joined them meanwhile, and removed the notes.
+        _tidy(out)
+        return read_token_set(out)
     shards = [note.shard for note in notes if note.shard]
     skipped = [bad for note in notes for bad in note.skipped]
     if not shards:
         raise DataError(f"No image of {plan.source.name} can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
     if skipped:
-        write_bytes(out / SKIPPED, to_lines(skipped))
+        _write(out, SKIPPED, to_lines(skipped))
     images = sum(shard.images for shard in shards)
     described = TokenSet(**dict(plan), images=images, skipped=len(skipped), shards=shards)
-    write_bytes(out / MANIFEST, (described.model_dump_json(indent=1) + "\n").encode())
+    _write(out, MANIFEST, (described.model_dump_json(indent=1) + "\n").encode())
+    _tidy(out)
+    return described
+
+
+def _tidy(out: Path) -> None:
+    """Removes what only a set in the making needs, and what killed processes left."""
     for entry in [*out.iterdir()]:
         if entry.name.startswith(".shard-") or entry.name == PLAN or _is_temporary(entry):
             entry.unlink(missing_ok=True)
-    return described
 
 
 def _note_file(out: Path, number: int) -> Path:
@@ -160,9 +171,18 @@ def _is_temporary(entry: Path) -> bool:
     return entry.name.startswith(parts)
 
 
-def _write(path: Path, content: bytes) -> File:
-    write_bytes(path, content)
-    return File(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+def _write(out: Path, name: str, content: bytes) -> None:
+    try:
+        write_bytes(out / name, content)
+    except FileNotFoundError:
+        # Another process may have completed the set and tidied a temporary file away: it wrote the same.
+        if not (out / MANIFEST).exists():
+            raise
+
+
+def _write_described(out: Path, name: str, content: bytes) -> File:
+    _write(out, name, content)
+    return File(file=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _to_npy(array: NDArray[Any]) -> bytes:
