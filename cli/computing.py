@@ -11,8 +11,8 @@ from kvq import backends
 
 from .output import say
 
-# Lines of absl's C++ logging at the level of information, and its complaint that it comes too early.
-CHATTER = re.compile(r"I0000 |WARNING: All log messages before absl::InitializeLog\(\)")
+# Lines of absl's C++ logging at the level of information, its complaint that it comes too early, and Grain's about absent JAX.
+CHATTER = re.compile(r"I0000 |WARNING: All log messages before absl::InitializeLog\(\)|WARNING:absl:Failed to load jax profiler")
 
 
 @contextlib.contextmanager
@@ -44,15 +44,16 @@ def only_results_on_stdout() -> Iterator[None]:
 
 
 def import_keras() -> None:
-    """Import Keras, and with it the chosen backend, without what TensorFlow's C++ library says of itself on stderr.
+    """Import Keras, and with it the chosen backend, and Grain, without what they say of themselves on stderr.
 
-    No setting reaches those lines: they are written before it reads any.
+    No setting reaches the lines of TensorFlow's C++ library: they are written before it reads any.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
+            import grain  # noqa: F401
             import keras  # noqa: F401
         finally:
             os.dup2(stderr, 2)

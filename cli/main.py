@@ -13,6 +13,7 @@ from kvq import __version__
 from kvq.errors import KvqError
 
 from .benchmark import benchmark
+from .codebook import codebook
 from .configs import configs
 from .data import data
 from .decode import decode
@@ -22,6 +23,7 @@ from .evaluate import evaluate
 from .export import export
 from .quantizers import quantizers
 from .reconstruct import reconstruct
+from .tokens import tokens
 from .train import train
 
 INTERRUPTED = 130
@@ -60,6 +62,7 @@ def main(
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(main)
-for command in (train, evaluate, reconstruct, encode, decode, export, configs, quantizers, benchmark, doctor):
+for command in (train, evaluate, reconstruct, encode, decode, codebook, export, configs, quantizers, benchmark, doctor):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(tokens, name="tokens")

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvq.codebook_use import codebook as codebook
     from kvq.config import RunConfig as RunConfig
     from kvq.config import list_configs as list_configs
     from kvq.config import load_config as load_config
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from kvq.evaluation import evaluate as evaluate
     from kvq.exporters import export as export
     from kvq.model import VQVAE as VQVAE
+    from kvq.pruning import prune as prune
     from kvq.reconstruction import reconstruct as reconstruct
     from kvq.timing import benchmark as benchmark
     from kvq.tokenizer import Tokenizer as Tokenizer
     from kvq.tokens.decoding import decode as decode
     from kvq.tokens.encoding import encode as encode
+    from kvq.tokens.migration import migrate as migrate
     from kvq.training import describe as describe
     from kvq.training import train as train
 
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 
 # A function named `train` cannot live in a module `kvq.train`: both would be the attribute `train` of this package.
 _HOME = {
+    "codebook": "codebook_use",
     "RunConfig": "config",
     "list_configs": "config",
     "load_config": "config",
@@ -35,11 +39,13 @@ _HOME = {
     "evaluate": "evaluation",
     "export": "exporters",
     "VQVAE": "model",
+    "prune": "pruning",
     "reconstruct": "reconstruction",
     "Tokenizer": "tokenizer",
     "benchmark": "timing",
     "decode": "tokens.decoding",
     "encode": "tokens.encoding",
+    "migrate": "tokens.migration",
     "describe": "training",
     "train": "training",
 }

@@ -118,8 +118,11 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
     _write(described, weights, folder)
 
 
-def save_loaded(model: "VQVAE", config: ArtifactConfig, folder: Path) -> None:
+def save_loaded(model: "VQVAE", config: ArtifactConfig, folder: Path) -> ArtifactConfig:
     """Writes a model that was loaded, whole or not at all, with the weights that it has now. Unchanged, it gives the same bytes.
+
+    Returns:
+        What was written beside the weights.
 
     Raises:
         ArtifactError: If something else than a model is at `folder`.
@@ -129,7 +132,9 @@ def save_loaded(model: "VQVAE", config: ArtifactConfig, folder: Path) -> None:
         raise ArtifactError(f"{folder} must be a new folder, or a model to replace. It holds something else.")
     weights, specs = _tensor_file(model)
     digest = hashlib.sha256(weights).hexdigest()
-    _write(config.model_copy(update={"weights_sha256": digest, "tensors": specs}), weights, folder)
+    described = config.model_copy(update={"weights_sha256": digest, "tensors": specs})
+    _write(described, weights, folder)
+    return described
 
 
 def _tensor_file(model: "VQVAE") -> tuple[bytes, dict[str, TensorSpec]]:

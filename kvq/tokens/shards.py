@@ -118,9 +118,9 @@ def write_shard(
     shard = None
     if len(tokens):
         parts: dict[str, tuple[str, bytes] | None] = {
-            "tokens": ("npy", _to_npy(tokens)),
+            "tokens": ("npy", to_npy(tokens)),
             "names": None if names is None else ("txt", Listing.of(names).content),
-            "labels": ("npy", _to_npy(_narrowed(labels))) if (labels != -1).any() else None,
+            "labels": ("npy", to_npy(_narrowed(labels))) if (labels != -1).any() else None,
         }
         files = {part: what and _write_described(out, f"{part}-{number:05d}.{what[0]}", what[1]) for part, what in parts.items()}
         shard = TokenShard(first=number * plan.shard_size, images=len(tokens), **files)
@@ -182,10 +182,16 @@ def _write(out: Path, name: str, content: bytes) -> None:
 
 def _write_described(out: Path, name: str, content: bytes) -> File:
     _write(out, name, content)
+    return described_file(name, content)
+
+
+def described_file(name: str, content: bytes) -> File:
+    """What tokens.json says of a file."""
     return File(file=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _to_npy(array: NDArray[Any]) -> bytes:
+def to_npy(array: NDArray[Any]) -> bytes:
+    """The bytes of an .npy file of the first version of the format."""
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return file.getvalue()
