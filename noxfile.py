@@ -41,7 +41,7 @@ def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
             # time where the folder is empty, 0.35 where it is full.
             "JAX_COMPILATION_CACHE_DIR": str(Path(session.invoked_from) / ".nox" / "jax_cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # And a program of a test runs a few times only: compiled plainly, a run of a few steps takes two thirds of the CPU time.
+            # A program of a test runs a few times only: compiled plainly, a short run takes two thirds of the CPU time.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         },
     )

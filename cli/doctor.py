@@ -1,18 +1,31 @@
 """`kvq doctor`."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from . import options, output
-from .computing import only_results_on_stdout
+from .computing import computing, only_results_on_stdout
+from .progress import choose_progress
 
 
-def doctor(json: options.Json = False) -> None:
-    """Show what is installed, and what is wrong with it.
+def doctor(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_OR_MODEL]", help="A run or model folder whose codebook to look at.")
+    ] = None,
+    backend: options.Backend = None,
+    data: options.Data = None,
+    images: Annotated[int, typer.Option(min=1, help="With RUN_OR_MODEL: how many images of each split.")] = 512,
+    json: options.Json = False,
+) -> None:
+    """Show what is installed and what is wrong with it; with RUN_OR_MODEL, what is wrong with its codebook.
 
-    Versions, backends with their devices, data sets, problems. Ends with status 1 if there is a problem.
+    Ends with status 1 if there is a problem.
     """
+    if model is not None:
+        _examine(model, backend, data, images, json)
+        return
     with only_results_on_stdout():
         from kvq.diagnosis import doctor
 
@@ -23,6 +36,41 @@ def doctor(json: options.Json = False) -> None:
         _print_report(report)
     if report["problems"]:
         raise typer.Exit(1)
+
+
+def _examine(model: Path, backend: str | None, data: str | None, images: int, json: bool) -> None:
+    with computing(backend):
+        from kvq.health import diagnose
+
+        progress = choose_progress("batch")
+        try:
+            result = diagnose(model, data, images, progress=progress)
+        finally:
+            progress.stop()
+    if json:
+        output.print_json(result)
+    else:
+        _print_findings(result)
+    if result["findings"]:
+        raise typer.Exit(1)
+
+
+def _print_findings(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in result["measured"].items():
+        values = value if isinstance(value, list) else [value]
+        table.add_row(name.replace("_", " "), "  ".join(output.number(one) for one in values))
+    console.print(table)
+    for finding in result["findings"]:
+        console.print(f"\n{finding['name']}: {finding['found']}")
+        console.print(f"  {finding['remedy']}")
+        console.print(f"  settings: {', '.join(finding['keys'])}")
+    if not result["findings"]:
+        console.print("The codebook is healthy.")
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvq.errors import KvqError as KvqError
     from kvq.evaluation import evaluate as evaluate
     from kvq.exporters import export as export
+    from kvq.health import diagnose as diagnose
     from kvq.model import VQVAE as VQVAE
     from kvq.pruning import prune as prune
     from kvq.reconstruction import reconstruct as reconstruct
@@ -38,6 +39,7 @@ _HOME = {
     "KvqError": "errors",
     "evaluate": "evaluation",
     "export": "exporters",
+    "diagnose": "health",
     "VQVAE": "model",
     "prune": "pruning",
     "reconstruct": "reconstruction",
