@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Literal[1] = 1
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+# Small tokenizers that come with the package. Made by: kvq train NAME --backend tensorflow; the run's model/ is what lies here.
+SHIPPED = ("fashion_mnist_mini",)
+_TRAINED = Path(__file__).parent / "trained"
 _CONFIG_LIMIT = 2**20  # bytes
 _WEIGHTS_LIMIT = 2**36  # bytes, more than fits any accelerator that trains it
 
@@ -195,11 +198,13 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder that a path means: itself, or the `model/` of a run folder."""
+    """The model folder that a path means: itself, the `model/` of a run folder, or one of the `SHIPPED` names."""
     path = Path(path)
     # Not `path.exists()`, which raises an OSError where a name is too long.
     if not os.path.exists(path):
-        raise ArtifactError(f"There is no {path}. Give a run folder or a model folder.")
+        if str(path) in SHIPPED:
+            return _TRAINED / path
+        raise ArtifactError(f"There is no {path}. Give a run folder, a model folder, or a tokenizer of kvq: {', '.join(SHIPPED)}.")
     if os.path.lexists(path / "run.json"):
         if (path / "model").is_symlink():
             raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")

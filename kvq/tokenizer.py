@@ -39,7 +39,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a run folder (its `model/`) or of a model folder.
+        """The tokenizer of a run folder (its `model/`) or of a model folder; of `"fashion_mnist_mini"`, one that comes with kvq.
 
         Raises:
             ArtifactError: If there is none, or it is broken.

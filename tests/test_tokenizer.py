@@ -11,7 +11,7 @@ from keras import ops
 from PIL import Image
 
 import kvq
-from kvq import backends, load_config
+from kvq import artifact, backends, load_config
 from kvq.artifact import save
 from kvq.build import build_model
 from kvq.errors import ArtifactError
@@ -247,6 +247,23 @@ def test_run_folder_and_model_folder_give_the_same_tokenizer(tokenizer, folder, 
     expected = tokenizer.encode(images(2, 8, 12))
     for path in (tmp_path / "run", str(tmp_path / "run" / "model")):
         np.testing.assert_array_equal(kvq.Tokenizer.load(path).encode(images(2, 8, 12)), expected)
+
+
+def test_the_tokenizer_that_comes_with_kvq_works_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load("fashion_mnist_mini")
+    assert sum(file.stat().st_size for file in artifact.model_folder("fashion_mnist_mini").iterdir()) < 1e6
+    config = load_config("fashion_mnist_mini")
+    assert (tokenizer.config.model, tokenizer.config.quantizer) == (config.model, config.quantizer)
+    assert tokenizer.config.trained.steps == config.train.steps
+    measured = kvq.evaluate("fashion_mnist_mini")
+    assert measured["images"] == 500 and measured["psnr"] > 20 and measured["usage"] > 0.9
+
+
+def test_a_folder_of_that_name_goes_first(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "fashion_mnist_mini")
+    assert Tokenizer.load("fashion_mnist_mini").vocabulary_size == CODES
 
 
 def test_folder_without_a_model_is_refused(tmp_path):
