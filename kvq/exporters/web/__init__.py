@@ -22,7 +22,10 @@ from kvq.exporters.web import runtime
 from kvq.tokenizer import Tokenizer
 
 # The entry comes last.
-PAGE = ("style.css", "page.js", "tokens.js", "picture.js", "worker.js", "onnxruntime_LICENSE.txt", "index.html")
+PAGE = (
+    *("page.js", "ask.js", "outline.js", "picture.js", "tokens.js", "worker.js"),
+    *("style.css", "onnxruntime_LICENSE.txt", "index.html"),
+)
 CHANNELS = (1, 3)
 # Codes at most, of all levels together, that get a colour of their own by what they mean.
 COLOURED = 4096
@@ -97,7 +100,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _hex(hue: float, lightness: float) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, 0.68))
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, 0.58))
 
 
 EXPORTER = dataclasses.replace(

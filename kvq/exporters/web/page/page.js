@@ -1,10 +1,13 @@
 // The page: an image becomes tokens, tokens become a picture, and both follow whoever changes a token.
 
+import { ask, listen } from "./ask.js";
+import { outline, placeUnder } from "./outline.js";
 import { draw, LARGEST, psnr, read } from "./picture.js";
 import { colourOf, drawTokens, explain, inkOn, palette } from "./tokens.js";
 
 const find = (id) => document.getElementById(id);
 const frames = [...document.querySelectorAll(".frame")];
+const mark = (name, place) => outline(frames, name, place, shown.rows, shown.columns);
 
 let model;
 let file;
@@ -13,22 +16,6 @@ let shown;
 let level = 0;
 let selected = null;
 let changes = [];
-
-// The worker, as functions that promise what it answers.
-const worker = new Worker("worker.js", { type: "module" });
-const waiting = new Map();
-let calls = 0;
-worker.onmessage = ({ data: { id, result, error, progress } }) => {
-  if (progress !== undefined) find("progress").value = progress;
-  else if (error) waiting.get(id).reject(new Error(error));
-  else waiting.get(id).resolve(result);
-};
-worker.onerror = () => fail(new Error("The runtime does not load in this browser: it needs WebAssembly with SIMD and module workers."));
-const ask = (call, rest) =>
-  new Promise((resolve, reject) => {
-    waiting.set(++calls, { resolve, reject });
-    worker.postMessage({ id: calls, call, ...rest });
-  });
 
 function say(text, state) {
   find("status").textContent = text;
@@ -41,6 +28,7 @@ function fail(error) {
 }
 
 async function start() {
+  listen((done) => (find("progress").value = done), fail);
   say("Loading the model and the runtime …", "loading");
   find("progress").hidden = false;
   const answer = await fetch("model.json");
@@ -51,8 +39,8 @@ async function start() {
     `${model.quantizer.replaceAll("_", " ")} quantizer, ${model.vocabulary.toLocaleString("en")} codes${levels}, ` +
     `a token for every ${model.downsampling} × ${model.downsampling} pixels; ` +
     `trained on ${model.data} for ${model.steps.toLocaleString("en")} steps`;
-  find("model-size").textContent = `The model’s size, ${model.crop} × ${model.crop}`;
-  find("own-size").textContent = `Its own size, up to ${LARGEST} × ${LARGEST}`;
+  find("model-size").textContent = `Model’s size, ${model.crop} × ${model.crop}`;
+  find("own-size").textContent = `Own size, at most ${LARGEST} × ${LARGEST}`;
   find("sizes").hidden = !model.free_size;
   find("colours").textContent = explain(model);
   find("code").max = model.vocabulary - 1;
@@ -82,7 +70,7 @@ async function open() {
   await decode();
   if (mine !== latest) return;
   find("panels").hidden = find("editor").hidden = false;
-  show();
+  showLevel();
 }
 
 let decodings = 0;
@@ -109,15 +97,19 @@ async function decode() {
   );
 }
 
-const codesOfLevel = () => shown.indices.filter((_, place) => place % shown.depth === level);
+const ofLevel = (indices) => indices.filter((_, place) => place % shown.depth === level);
 
-function show() {
-  const codes = codesOfLevel();
-  drawTokens(find("tokens"), model, level, codes, shown.rows, shown.columns);
-  find("tokens-note").textContent = `${shown.rows} × ${shown.columns}` + (shown.depth > 1 ? `, level ${level + 1} of ${shown.depth}` : "");
-  const offered = palette(model, codes);
+// The palette stays while tokens change, so that nobody's button moves.
+function showLevel() {
+  const offered = palette(model, ofLevel(shown.encoded));
   find("palette-note").textContent = `${offered.note}:`;
   find("palette").replaceChildren(...offered.codes.map(swatch));
+  find("tokens-note").textContent = `${shown.rows} × ${shown.columns}` + (shown.depth > 1 ? `, level ${level + 1} of ${shown.depth}` : "");
+  showTokens();
+}
+
+function showTokens() {
+  drawTokens(find("tokens"), model, level, ofLevel(shown.indices), shown.rows, shown.columns);
   showSelected();
 }
 
@@ -151,24 +143,6 @@ function describe(place) {
   return `Row ${Math.floor(place / shown.columns) + 1}, column ${(place % shown.columns) + 1}: code ${code}`;
 }
 
-// Puts an outline around a place in all three pictures, or takes it away.
-function mark(name, place) {
-  for (const frame of frames) {
-    let outline = frame.querySelector(`.${name}`);
-    if (!outline) {
-      outline = document.createElement("div");
-      outline.className = name;
-      frame.append(outline);
-    }
-    outline.hidden = place === null;
-    if (place === null) continue;
-    outline.style.left = `${(100 * (place % shown.columns)) / shown.columns}%`;
-    outline.style.top = `${(100 * Math.floor(place / shown.columns)) / shown.rows}%`;
-    outline.style.width = `${100 / shown.columns}%`;
-    outline.style.height = `${100 / shown.rows}%`;
-  }
-}
-
 function select(place) {
   selected = place;
   showSelected();
@@ -176,7 +150,7 @@ function select(place) {
 
 function set(index, code) {
   shown.indices[index] = code;
-  show();
+  showTokens();
   decode().catch(fail);
 }
 
@@ -194,49 +168,44 @@ function change(code) {
 
 function undo() {
   const [index, code] = changes.pop();
-  [level, selected] = [index % shown.depth, Math.floor(index / shown.depth)];
-  offerLevels();
+  selected = Math.floor(index / shown.depth);
+  turnTo(index % shown.depth);
   set(index, code);
 }
 
 function reset() {
   shown.indices.set(shown.encoded);
   changes = [];
-  show();
+  showTokens();
   decode().catch(fail);
 }
 
 function offerLevels() {
-  if (model.depth < 2) return;
-  find("levels").hidden = false;
-  const choices = Array.from({ length: model.depth }, (_, number) => {
+  find("levels").hidden = model.depth < 2;
+  for (let number = 0; number < model.depth; number++) {
     const [label, input] = [document.createElement("label"), document.createElement("input")];
     Object.assign(input, { type: "radio", name: "level", value: number, checked: number === level });
-    input.onchange = () => {
-      level = number;
-      show();
-    };
+    input.onchange = () => turnTo(number);
     label.append(input, ` ${number + 1}`);
-    return label;
-  });
-  find("levels").replaceChildren(find("levels").firstElementChild, ...choices);
+    find("levels").append(label);
+  }
 }
 
-function placeUnder(event, frame) {
-  const box = frame.getBoundingClientRect();
-  const along = (position, length, count) => Math.min(count - 1, Math.max(0, Math.floor((position / length) * count)));
-  const row = along(event.clientY - box.top, box.height, shown.rows);
-  return row * shown.columns + along(event.clientX - box.left, box.width, shown.columns);
+function turnTo(number) {
+  if (number === level) return;
+  level = number;
+  document.querySelector(`[name=level][value="${number}"]`).checked = true;
+  showLevel();
 }
 
 for (const frame of frames) {
   frame.onpointermove = (event) => {
-    const place = placeUnder(event, frame);
+    const place = placeUnder(event, frame, shown.rows, shown.columns);
     mark("hovered", place);
     frame.title = describe(place);
   };
   frame.onpointerleave = () => mark("hovered", null);
-  frame.onclick = (event) => select(placeUnder(event, frame));
+  frame.onclick = (event) => select(placeUnder(event, frame, shown.rows, shown.columns));
 }
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -290,7 +259,7 @@ globalThis.kvq = {
     return shown?.indices;
   },
   get reconstruction() {
-    return shown?.reconstruction.pixels;
+    return shown?.reconstruction?.pixels;
   },
 };
 

@@ -19,7 +19,7 @@ function hashed(code) {
   const [hue, lightness] = [(bits >>> 16) % 360, 0.38 + 0.3 * ((bits & 255) / 255)];
   const part = (shift) => {
     const place = (shift + hue / 30) % 12;
-    const value = lightness - 0.62 * Math.min(lightness, 1 - lightness) * Math.max(-1, Math.min(place - 3, 9 - place, 1));
+    const value = lightness - 0.55 * Math.min(lightness, 1 - lightness) * Math.max(-1, Math.min(place - 3, 9 - place, 1));
     return Math.round(255 * value).toString(16).padStart(2, "0");
   };
   return `#${part(0)}${part(8)}${part(4)}`;
