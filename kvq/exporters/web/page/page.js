@@ -221,7 +221,7 @@ find("grid").onkeydown = (event) => {
     select(row * shown.columns + column);
   }
 };
-find("code").onchange = () => change(find("code").value === "" ? NaN : Number(find("code").value));
+find("code").onchange = () => (find("code").value === "" ? showSelected() : change(Number(find("code").value)));
 find("random").onclick = () => change(Math.floor(Math.random() * model.vocabulary));
 find("undo").onclick = undo;
 find("reset").onclick = reset;
