@@ -25,7 +25,8 @@ def export(
     """Write a tokenizer for another runtime.
 
     It is run there and compared with the model before this counts as done; report.json beside the files says how, example.py runs
-    them without kvq. web writes a page, for any static file server, that runs the tokenizer in the browser. A format of another backend is written in a process of that one. Prints the files written.
+    them without kvq. web writes a page for any static file server that runs the tokenizer in the browser. A format of another
+    backend is written in a process of that one. Prints the files written.
     """
     with computing(backend):
         from kvq.exporters import export
@@ -39,6 +40,6 @@ def export(
             shown = ("bytes", "different_indices", "largest_difference", "near_ties")
             facts = [f"{name.replace('_', ' ')} {output.number(written[name])}" for name in shown if name in written]
             print(written["file"], *facts, sep="  ")
-    if "runtime" in report:
-        print(out / "index.html", f"with {report['runtime']}", sep="  ")
+    if "page" in report:
+        print(report["page"], f"with {report['runtime']}", sep="  ")
     output.say(f"written by {report['backend']}, compared with the model on {report['compared_on']}")

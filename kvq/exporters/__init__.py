@@ -139,7 +139,7 @@ def export(
         finally:
             write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     if bundle and archive:
-        report |= bundle.write(out, tokenizer, archive, report["image_size"])
+        report |= bundle.write(out, tokenizer, archive, free)
         write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 

@@ -73,15 +73,15 @@ class Bundle:
         check: Raises an error for a model that it cannot hold.
         runtime: Finds the archive of the runtime that goes into the folder: the file that was given, else one of its own. Tells
             the function it gets what takes long.
-        write: Writes everything beside the parts: to a folder, of a tokenizer, from that archive, for images of a size as the
-            report says it. Gives what else belongs into the report.
+        write: Writes everything beside the parts: to a folder, of a tokenizer, from that archive; whether the size of images is
+            free comes last. Gives what else belongs into the report.
     """
 
     parts: tuple[str, ...]
     entry: str
     check: Callable[[ArtifactConfig], None]
     runtime: Callable[[Path | None, Callable[[str], None]], Path]
-    write: Callable[[Path, Tokenizer, Path, str], dict[str, Any]]
+    write: Callable[[Path, Tokenizer, Path, bool], dict[str, Any]]
 
 
 @dataclass(frozen=True)

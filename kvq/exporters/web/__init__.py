@@ -36,31 +36,32 @@ def _check(config: ArtifactConfig) -> None:
         raise KvqError(f"A page shows images of 1 or 3 channels. Received: a model of {config.images.channels}.")
 
 
-def _write(folder: Path, tokenizer: Tokenizer, archive: Path, image_size: str) -> dict[str, Any]:
+def _write(folder: Path, tokenizer: Tokenizer, archive: Path, free: bool) -> dict[str, Any]:
     """Writes everything but the parts; the page that uses them last."""
     page = importlib.resources.files("kvq.exporters.web") / "page"
     files = runtime.unpack(archive)
     loaded = {part.name: part.stat().st_size for part in sorted(folder.glob("*.onnx"))}
     loaded |= {name: len(content) for name, content in files.items() if name.endswith(".wasm")}
-    described = {**_described(tokenizer, image_size), "bytes": loaded}
+    described = {**_described(tokenizer, free), "bytes": loaded}
     files["model.json"] = (json.dumps(described) + "\n").encode("utf-8")
     files |= {name: (page / name).read_bytes() for name in PAGE}
     for name, content in files.items():
         write_bytes(folder / name, content)
     return {
+        "page": str(folder / PAGE[-1]),
         "runtime": f"{runtime.PACKAGE} {runtime.VERSION}",
         "files": {name: len(content) for name, content in files.items()},
     }
 
 
-def _described(tokenizer: Tokenizer, image_size: str) -> dict[str, Any]:
+def _described(tokenizer: Tokenizer, free: bool) -> dict[str, Any]:
     """What the page has to know of the model."""
     config = tokenizer.config
     return {
         "channels": config.images.channels,
         "crop": config.images.crop,
         "downsampling": tokenizer.downsampling,
-        "free_size": image_size.startswith("free"),
+        "free_size": free,
         "vocabulary": tokenizer.vocabulary_size,
         # 0 where indices have no axis of their own for it.
         "depth": tokenizer.depth or 0,

@@ -1,4 +1,4 @@
-"""The runtime of the page: onnxruntime-web from the npm registry, one version, known by its hash before anything of it is read."""
+"""The runtime of the page: one version of onnxruntime-web from the npm registry, known by its hash before it is opened."""
 
 import base64
 import hashlib
