@@ -1,7 +1,7 @@
 """What `kvq export --format web` promises: a folder that is whole or says why not, and a page that computes what Python computes.
 
-The page itself is tried in Chromium where it, its driver, selenium and the runtime are there: `$KVQ_WEB_RUNTIME` names the archive
-of onnxruntime-web, else kvq's cache is looked at. Nothing here touches the network.
+The page itself is tried in Chromium where it, its driver, selenium and the runtime are there: `$KVQ_WEB_RUNTIME` names the
+archive of onnxruntime-web, else kvq's cache is looked at. Nothing here touches the network.
 """
 
 import base64
@@ -233,7 +233,7 @@ def test_the_command_ends_with_one_sentence(model, tmp_path):
     done = subprocess.run([*command, "--format", "web"], capture_output=True, text=True, env={**os.environ, **no_network})
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz could not be fetched (")
+    assert last.startswith("error: https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz could not be fetched (")
     assert last.endswith("without a network, give a copy of that file by --runtime.")
     assert not (tmp_path / "out").exists()
 
