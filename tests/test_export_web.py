@@ -233,7 +233,8 @@ def test_the_command_ends_with_one_sentence(model, tmp_path):
     done = subprocess.run([*command, "--format", "web"], capture_output=True, text=True, env={**os.environ, **no_network})
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz could not be fetched (")
+    address = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
+    assert last.startswith(f"error: {address} could not be fetched (")
     assert last.endswith("without a network, give a copy of that file by --runtime.")
     assert not (tmp_path / "out").exists()
 
