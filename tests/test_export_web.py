@@ -6,6 +6,7 @@ archive of onnxruntime-web, else kvq's cache is looked at. Nothing here touches 
 
 import base64
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -206,14 +207,23 @@ def test_an_answer_that_breaks_off_is_an_error_like_the_others(monkeypatch):
         thread.join()
 
 
-def test_without_a_file_of_the_runtime_there_is_no_page(model, tmp_path, monkeypatch):
+def test_without_a_file_of_the_runtime_nothing_is_written(model, tmp_path, monkeypatch):
     archive = stand_in(monkeypatch, tmp_path / "given.tgz", [next(iter(runtime.MEMBERS))])
     out = tmp_path / "out"
     out.mkdir()
-    (out / "index.html").write_text("of an earlier export")
     with pytest.raises(ExportError, match="given.tgz holds no package/dist/ort-wasm-simd-threaded.wasm"):
-        export(model, "web", out, backend=BACKEND, runtime=archive)
-    assert not (out / "index.html").exists() and not (out / "onnxruntime.js").exists()
+        EXPORTERS["web"].bundle.write(out, Tokenizer.load(model), archive, True)
+    assert not os.listdir(out)
+
+
+def test_an_earlier_page_does_not_outlive_an_export_that_failed(model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("of an earlier export")
+    monkeypatch.setitem(EXPORTERS, "web", dataclasses.replace(EXPORTERS["web"], write=lambda part, path: 1 / 0))
+    with pytest.raises(ExportError, match="could not be written to web"):
+        export(model, "web", out, backend=BACKEND, runtime=stand_in(monkeypatch, tmp_path / "given.tgz"))
+    assert not (out / "index.html").exists()
 
 
 def test_what_does_not_go_together_is_refused(model, tmp_path):
@@ -280,6 +290,13 @@ def archive():
     if not path.is_file():
         pytest.skip(f"No {path}. KVQ_WEB_RUNTIME names a copy of {runtime.URL}.")
     return path
+
+
+@pytest.fixture(scope="module")
+def site(model, archive):
+    """Of a grey model with one index a position."""
+    export(model, "web", model.parent / "site", backend=BACKEND, runtime=archive)
+    return model.parent / "site"
 
 
 class Page:
@@ -384,12 +401,21 @@ def write_image(path, image):
     return path
 
 
-@pytest.mark.parametrize("channels, quantizer, side", [(1, None, 28), (3, RESIDUAL, 16)], ids=["grey", "colour_and_depth"])
-def test_the_page_computes_what_python_computes(model, chromium, archive, tmp_path, channels, quantizer, side):
-    folder = model if quantizer is None else save_model(tmp_path / "model", channels, quantizer, side)
-    report = export(folder, "web", tmp_path / "site", backend=BACKEND, runtime=archive)
-    tokenizer, cells = Tokenizer.load(folder), side // 4
-    with visit(tmp_path / "site", chromium, tmp_path / "profile") as page:
+def test_the_page_computes_what_python_computes(model, site, chromium, tmp_path):
+    holds_against_python(site, model, chromium, tmp_path)
+
+
+def test_in_colour_and_for_several_indices_a_position_too(model, archive, chromium, tmp_path):
+    of_colour = save_model(tmp_path / "model", 3, RESIDUAL, 16)
+    export(of_colour, "web", tmp_path / "site", backend=BACKEND, runtime=archive)
+    holds_against_python(tmp_path / "site", of_colour, chromium, tmp_path)
+
+
+def holds_against_python(site, model, chromium, tmp_path):
+    tokenizer = Tokenizer.load(model)
+    channels, side = tokenizer.config.images.channels, tokenizer.config.images.crop
+    cells = side // 4
+    with visit(site, chromium, tmp_path / "profile") as page:
         for number, image in enumerate(photographs(channels, side)):
             said = page.open(write_image(tmp_path / f"{number}.png", image))
             assert f"{cells * cells * (tokenizer.depth or 1)} tokens" in said
@@ -418,7 +444,7 @@ def test_the_page_computes_what_python_computes(model, chromium, archive, tmp_pa
         page.wait()
         np.testing.assert_array_equal(page.array("indices", "int32"), indices.reshape(-1))
         # A larger one that is not square: cut to the model's size, or as it is.
-        if report["image_size"].startswith("free"):
+        if page["sizes"].is_displayed():
             larger = of_another_size(image[None], 4)[0]
             page.run("document.querySelector('[name=size][value=own]').click()")
             page.wait()
@@ -430,12 +456,11 @@ def test_the_page_computes_what_python_computes(model, chromium, archive, tmp_pa
             same(page, tokenizer, (cells, cells))
 
 
-def test_the_page_can_be_used_without_a_mouse_and_says_what_is_wrong(model, chromium, archive, tmp_path):
+def test_the_page_can_be_used_without_a_mouse_and_says_what_is_wrong(site, chromium, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
-    export(model, "web", tmp_path / "site", backend=BACKEND, runtime=archive)
     (tmp_path / "notes.png").write_text("no image")
-    with visit(tmp_path / "site", chromium, tmp_path / "profile") as page:
+    with visit(site, chromium, tmp_path / "profile") as page:
         assert page.open(tmp_path / "notes.png") == "notes.png is not an image this browser can read."
         # Dropped, not chosen.
         image = base64.b64encode(write_image(tmp_path / "image.png", photographs(1, 28)[0]).read_bytes()).decode()
@@ -447,6 +472,7 @@ def test_the_page_can_be_used_without_a_mouse_and_says_what_is_wrong(model, chro
             image,
         )
         assert page.wait().startswith("49 tokens, 196 bits")
+        assert page["sizes"].is_displayed() == (BACKEND != "jax")
         page["grid"].send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
         before = page.array("indices", "int32")
         assert page["place"].text == f"Row 2, column 2: code {before[8]}"

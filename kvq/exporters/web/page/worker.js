@@ -20,7 +20,9 @@ async function load({ bytes }) {
   // Given as bytes, it loads from servers that do not know the type of .wasm.
   ort.env.wasm.wasmBinary = fetched["onnxruntime.wasm"].buffer;
   for (const part of ["encoder", "decoder"]) {
-    sessions[part] = await ort.InferenceSession.create(fetched[`${part}.onnx`], { executionProviders: ["wasm"] });
+    // Warnings, as of a weight that no node uses, would come as errors on the console.
+    const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
+    sessions[part] = await ort.InferenceSession.create(fetched[`${part}.onnx`], options);
   }
 }
 
