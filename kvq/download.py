@@ -1,8 +1,10 @@
-"""Fetches a named data set once, through keras.datasets, and keeps it as one .npz in Keras' cache."""
+"""Fetches what kvq does not ship: named data sets, through keras.datasets, kept as one .npz in Keras' cache, and single files."""
 
 import contextlib
+import http.client
 import os
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from kvq.errors import DataError
 
 DOWNLOADS = ("mnist", "fashion_mnist", "cifar10")
+TIMEOUT = 30  # seconds without an answer
 
 
 def keras_cache() -> Path:
@@ -54,6 +57,22 @@ def download(name: str) -> Path:
     except Exception as error:  # no network, no disk, no keras, a changed server: the user can do the same about each
         raise DataError(f"Could not download {name}: {error}") from error
     return target
+
+
+def fetch(url: str, size: int) -> bytes:
+    """A file of `size` bytes from the network. Whether it is the right one is for the caller to find out by a hash.
+
+    Raises:
+        OSError: If it does not come, or is longer or shorter.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read(size + 1)
+    except http.client.HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    if len(content) != size:
+        raise OSError(f"{'more than ' if len(content) > size else ''}{min(len(content), size)} bytes came instead of {size}")
+    return content
 
 
 def _channels_last(images: np.ndarray) -> np.ndarray:

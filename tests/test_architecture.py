@@ -99,7 +99,10 @@ MAY_IMPORT: dict[str, set[str]] = {
             "resuming",
         ),
     },
-    "exporters": {"atomic", "errors", "ops", "backends", "data", "artifact", "quantizers", "model", "tokenizer", "evaluation"},
+    "exporters": {
+        *("atomic", "errors", "ops", "backends", "download", "data"),
+        *("artifact", "quantizers", "model", "tokenizer", "evaluation"),
+    },
 }
 # These may name a backend, inside a function: whoever imports them must not import one by that.
 KNOW_BACKENDS = {"backends", "exporters"}

@@ -14,7 +14,7 @@ from typing import Any
 from kvq import __version__, artifact, backends
 from kvq.atomic import write_text
 from kvq.errors import ExportError, KvqError
-from kvq.exporters import keras_file, litert, onnx, openvino, saved_model, stablehlo, torch_program
+from kvq.exporters import keras_file, litert, onnx, openvino, saved_model, stablehlo, torch_program, web
 from kvq.exporters.check import compare, make_samples
 from kvq.exporters.example import example
 from kvq.exporters.parts import PARTS, Exporter, Loaded, Part, build_parts, quiet
@@ -29,6 +29,7 @@ EXPORTERS: dict[str, Exporter] = {
     "torch": torch_program.EXPORTER,
     "stablehlo": stablehlo.EXPORTER,
     "keras": keras_file.EXPORTER,
+    "web": web.EXPORTER,
 }
 REPORT = "report.json"
 
@@ -39,7 +40,8 @@ def export(
     out: str | Path,
     parts: list[str] | None = None,
     backend: str | None = None,
-    say: Callable[[str], None] | None = None,
+    runtime: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes parts of a saved tokenizer for another runtime, and runs each there against the Keras model.
 
@@ -47,9 +49,10 @@ def export(
         path: Run folder or model folder, trained on any backend.
         format: A key of `EXPORTERS`.
         out: Folder for `encoder`, `decoder` and `autoencoder` with the format's extension, `report.json` and `example.py`.
-        parts: Which of them. Default: all.
+        parts: Which of them. Default: all. The format `web` is a whole, of a page and what it needs, and leaves no choice.
         backend: To write with, where the format leaves a choice. Default: what suits the format best of what is installed.
-        say: Told when another process does the work.
+        runtime: The file with the runtime that goes into the folder, of the format `web` alone. Default: fetched once.
+        say: Told what takes long, and when another process does the work.
 
     Inputs and outputs are `images` (uint8 (n, h, w, c)), `indices` (int32 (n, h', w')) and `reconstruction` (uint8
     (n, h, w, c)); n is free, and h and w where `image_size` of the report says so. A file appears under its name only after it
@@ -68,10 +71,20 @@ def export(
     unknown = [part for part in parts or [] if part not in PARTS]
     if unknown:
         raise KvqError(f"Parts must be of {', '.join(PARTS)}. Received: {unknown[0]}.")
-    wanted, exporter, out = parts or list(PARTS), EXPORTERS[format], Path(out)
+    exporter, out = EXPORTERS[format], Path(out)
+    bundle = exporter.bundle
+    if bundle and parts and {*parts} != {*bundle.parts}:
+        raise KvqError(f"{format} is a whole of {' and '.join(bundle.parts)}: leave out --part. Received: {', '.join(parts)}.")
+    if runtime and not bundle:
+        raise KvqError(f"Only {' and '.join(_bundles())} takes a runtime along. Received: --runtime with {format}.")
+    wanted = list(bundle.parts) if bundle else parts or list(PARTS)
     # Before anything is written, and before a backend has to be able.
     config = artifact.check(artifact.model_folder(path))
     writer = choose_backend(format, exporter, backend)
+    archive = None
+    if bundle:
+        bundle.check(config)
+        archive = bundle.runtime(Path(runtime) if runtime else None, say)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,9 +92,8 @@ def export(
     earlier = _earlier_report(out, format)
     # On a GPU's device some files would keep its name, and products are rounded.
     if writer != current_backend() or backends.gpu_found():
-        if say:
-            say(f"{format} is written on {writer}, in a process of its own")
-        return in_process_of(writer, path, format, out, wanted)
+        say(f"{format} is written on {writer}, in a process of its own")
+        return in_process_of(writer, path, format, out, wanted, archive)
 
     from kvq.tokenizer import Tokenizer
 
@@ -101,6 +113,8 @@ def export(
         report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
     with quiet():
         samples = make_samples(tokenizer, images, free)
+    if bundle:
+        _remove(out / bundle.entry)
     write_text(out / "example.py", example(exporter, config))
     for name, part in build_parts(tokenizer).items():
         if name not in wanted:
@@ -124,7 +138,14 @@ def export(
             raise
         finally:
             write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    if bundle and archive:
+        report |= bundle.write(out, tokenizer, archive, free)
+        write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _bundles() -> list[str]:
+    return [format for format, exporter in EXPORTERS.items() if exporter.bundle]
 
 
 def _write_and_load(format: str, exporter: Exporter, part: Part, path: Path) -> Loaded:

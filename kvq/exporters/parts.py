@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kvq.artifact import ArtifactConfig
 from kvq.model import ImageAutoencoder, ImageDecoder, ImageEncoder
 from kvq.tokenizer import Tokenizer
 
@@ -63,6 +64,27 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """What makes a format's folder a whole, of which no part can be left out.
+
+    Attributes:
+        parts: That it has.
+        entry: The file that uses all others: written last, and taken away before any of them changes.
+        check: Raises an error for a model that it cannot hold.
+        runtime: Finds the archive of the runtime that goes into the folder: the file that was given, else one of its own. Tells
+            the function it gets what takes long.
+        write: Writes everything beside the parts: to a folder, of a tokenizer, from that archive; whether the size of images is
+            free comes last. Gives what else belongs into the report.
+    """
+
+    parts: tuple[str, ...]
+    entry: str
+    check: Callable[[ArtifactConfig], None]
+    runtime: Callable[[Path | None, Callable[[str], None]], Path]
+    write: Callable[[Path, Tokenizer, Path, bool], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Exporter:
     """A format.
 
@@ -75,6 +97,7 @@ class Exporter:
         packages: Name of a backend to the packages that writing and running need beside it.
         extra: Of kvq's, that brings `packages`.
         fixed_size: Backends that write files for one image size.
+        bundle: Where the files are no choice but a whole.
     """
 
     extension: str
@@ -85,6 +108,7 @@ class Exporter:
     packages: Callable[[str], Sequence[str]] = lambda backend: ()
     extra: str | None = None
     fixed_size: frozenset[str] = frozenset()
+    bundle: Bundle | None = None
 
 
 def described(name: str, dtype: Any, shape: Any) -> dict[str, Any]:

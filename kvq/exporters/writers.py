@@ -16,9 +16,8 @@ _PROGRAM = """\
 import json, sys
 from kvq.errors import KvqError
 from kvq.exporters import export
-path, format, out, parts, backend = json.loads(sys.argv[1])
 try:
-    answer = export(path, format, out, parts, backend)
+    answer = export(*json.loads(sys.argv[1]))
 except KvqError as error:
     answer = {'error': str(error), 'exit_code': error.exit_code}
 print('\\n' + json.dumps(answer))
@@ -55,10 +54,13 @@ def _missing(exporter: Exporter, backend: str) -> list[str]:
     return [package for package in exporter.packages(backend) if not importlib.util.find_spec(package)]
 
 
-def in_process_of(backend: str, path: str | Path, format: str, out: Path, parts: list[str]) -> dict[str, Any]:
+def in_process_of(
+    backend: str, path: str | Path, format: str, out: Path, parts: list[str], runtime: Path | None
+) -> dict[str, Any]:
     """`export` in a process of another backend, without GPUs: one process has one."""
+    arguments = [str(path), format, str(out), parts, backend, str(runtime) if runtime else None]
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, json.dumps([str(path), format, str(out), parts, backend])],
+        [sys.executable, "-c", _PROGRAM, json.dumps(arguments)],
         env={**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
