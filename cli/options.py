@@ -12,6 +12,6 @@ Backend = Annotated[
     str | None,
     typer.Option(metavar=BACKEND_NAMES, help="What computes. Default: KERAS_BACKEND, else the fastest installed."),
 ]
-Model = Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, or fashion_mnist_mini, which comes with kvq.")]
+Model = Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.")]
 Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

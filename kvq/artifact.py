@@ -204,7 +204,7 @@ def model_folder(path: str | Path) -> Path:
     if not os.path.exists(path):
         if str(path) in SHIPPED:
             return _TRAINED / path
-        raise ArtifactError(f"There is no {path}. Give a run folder, a model folder, or a tokenizer of kvq: {', '.join(SHIPPED)}.")
+        raise ArtifactError(f"There is no {path}. Give a run folder, a model folder, or {', '.join(SHIPPED)}.")
     if os.path.lexists(path / "run.json"):
         if (path / "model").is_symlink():
             raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")

@@ -252,7 +252,7 @@ def test_tensors_that_fit_their_list_but_not_the_model_are_refused(folder, break
 
 def test_a_run_folder_means_its_model(saved, tmp_path):
     assert artifact.model_folder(saved) == saved
-    with pytest.raises(ArtifactError, match="There is no .*absent. Give a run folder, a model folder, or a tokenizer of kvq: fashion_mnist_mini"):
+    with pytest.raises(ArtifactError, match="There is no .*absent. Give a run folder, a model folder, or fashion_mnist_mini"):
         artifact.model_folder(tmp_path / "absent")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has no model yet"):
