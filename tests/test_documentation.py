@@ -5,6 +5,8 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import typer
+from kvq_cli.main import app
 
 from kvq import encode
 from kvq.artifact import save
@@ -76,3 +78,28 @@ def test_links_lead_somewhere() -> None:
     for file in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text("utf-8")):
             assert target.startswith("https://") or (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["indices"].shape == (2, 7, 7) and names["restored"].shape == (2, 28, 28, 1)
+
+
+def test_shown_commands_exist_with_the_options_that_are_shown() -> None:
+    root = typer.main.get_command(app)
+    shown = 0
+    for file in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        for block in re.findall(r"```(?:bash|text)\n(.*?)```", file.read_text("utf-8"), re.DOTALL):
+            for line in re.findall(r"(?:^|&& |--wrap ')(kvq [a-z].*)$", block, re.MULTILINE):
+                command, words = root, re.sub(r"  +\S.*| #.*", "", line).replace("[", " ").replace("]", " ").split()[1:]
+                while hasattr(command, "commands"):
+                    command = command.commands[words.pop(0)]
+                options = {option for parameter in command.params for option in parameter.opts}
+                unknown = {word for word in words if re.fullmatch(r"--[a-z-]+", word)} - options - {"--help"}
+                assert not unknown, f"{file.name}: {line}"
+                shown += 1
+    assert shown > 20
