@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"atomic", "errors", "untrusted", "run", "artifact"},
     "plots": {"run"},
     "tokenizer": {"errors", "ops", "backends", "artifact", "model"},
-    "tokens": {"atomic", "errors", "progress", "data", "artifact", "tokenizer", "evaluation"},
+    "tokens": {"atomic", "errors", "backends", "progress", "data", "artifact", "tokenizer", "evaluation"},
     "evaluation": {"errors", "ops", "metrics", "progress", "quantizers", "data", "run", "artifact", "model", "tokenizer"},
     "reconstruction": {"errors", "ops", "data", "artifact", "tokenizer"},
     "codebook_callbacks": {"errors", "ops", "data"},
