@@ -17,8 +17,8 @@ from kvq.tokenizer import Tokenizer
 from kvq.tokens import shards
 from kvq.tokens.shards import Note
 
-# Encodes and writes the shards of these numbers, and gives each one's number and note, in any order. The function that it takes is
-# told how many images are done, each time some are, bad ones included.
+# Encodes and writes the shards of these numbers, and gives each one's number and note, in any order. The function that it takes
+# is told how many images are done, each time some are, bad ones included.
 EncodeShards = Callable[[Iterable[int], Callable[[int], None]], Iterator[tuple[int, Note]]]
 
 

@@ -54,7 +54,7 @@ class RayEngine:
     def __init__(self, workers: int | None = None):
         if workers is not None and workers < 1:
             raise ValueError(f"`workers` must be at least 1. Received: {workers}.")
-        if not importlib.util.find_spec("ray"):
+        if not _installed():
             raise BackendError('Encoding on Ray needs the extra: pip install "kvq[ray]".')
         self.workers = workers
 
@@ -127,8 +127,8 @@ class _Worker:
         try:
             if ray.get(self.attempts.begin.remote(what)) > ATTEMPTS:
                 raise WorkerError(
-                    f"{ATTEMPTS} workers died at {what}. They may lack memory: a smaller --batch-size, or fewer --workers on each "
-                    "machine, need less."
+                    f"{ATTEMPTS} workers died at {what}. They may lack memory: a smaller --batch-size, or fewer --workers on "
+                    "each machine, need less."
                 )
             yield
             ray.get(self.attempts.end.remote(what))
@@ -150,6 +150,10 @@ class _Attempts:
 
     def end(self, what: str) -> None:
         del self.begun[what]
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("ray") is not None
 
 
 def _place(job: Job) -> tuple[Path, str, str, Path, TokenPlan]:
