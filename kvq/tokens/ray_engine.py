@@ -100,28 +100,30 @@ class _Worker:
     def __init__(self, model: Path, data: str, split: str, out: Path, plan: TokenPlan, attempts: Any):
         import ray
 
-        self.out, self.plan, self.attempts, self.failure = out, plan, attempts, ""
-        with self._attempt(f"the start of {ray.get_runtime_context().get_actor_id()}"):
-            if not any((out / name).exists() for name in (PLAN, MANIFEST)):
-                raise WorkerError(f"{out} is not there. Give a folder that all machines see under the same path.")
-            config = artifact.check(artifact.model_folder(model))
-            self.source = images_for(model, config, data, split)
-            shards.begin(out, plan_of(config, self.source, plan.batch_size, plan.shard_size))
-            self.tokenizer = Tokenizer.load(model)
+        self.model, self.data, self.split, self.out, self.plan = model, data, split, out, plan
+        self.attempts, self.failure = attempts, ""
+        self._attempt(f"the start of {ray.get_runtime_context().get_actor_id()}", self._load)
+
+    def _load(self) -> None:
+        if not any((self.out / name).exists() for name in (PLAN, MANIFEST)):
+            raise WorkerError(f"{self.out} is not there. Give a folder that all machines see under the same path.")
+        config = artifact.check(artifact.model_folder(self.model))
+        self.source = images_for(self.model, config, self.data, self.split)
+        shards.begin(self.out, plan_of(config, self.source, self.plan.batch_size, self.plan.shard_size))
+        self.tokenizer = Tokenizer.load(self.model)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        number, note = row["number"], None
-        if not self.failure:
-            with self._attempt(f"shard {number}"):
-                # There is one where a worker died after it had written.
-                note = shards.note_of(self.out, number) or encode_shard(
-                    self.tokenizer, self.source, self.out, self.plan, number, lambda images: None
-                )
+        number = row["number"]
+        note = None if self.failure else self._attempt(f"shard {number}", lambda: self._encode(number))
         content = note.model_dump_json() if note else ""
         return {"number": number, "note": content, "failure": self.failure, "host": socket.gethostname()}
 
-    @contextlib.contextmanager
-    def _attempt(self, what: str) -> Iterator[None]:
+    def _encode(self, number: int) -> Note:
+        # There is a note where a worker died after it had written.
+        note = shards.note_of(self.out, number)
+        return note or encode_shard(self.tokenizer, self.source, self.out, self.plan, number, lambda images: None)
+
+    def _attempt(self, what: str, work: Callable[[], Any]) -> Any:
         import ray
 
         try:
@@ -130,12 +132,13 @@ class _Worker:
                     f"{ATTEMPTS} workers died at {what}. They may lack memory: a smaller --batch-size, or fewer --workers on "
                     "each machine, need less."
                 )
-            yield
+            result = work()
             ray.get(self.attempts.end.remote(what))
+            return result
         except Exception as error:
             known = isinstance(error, KvqError | OSError)
-            what = str(error) if known else f"\n{traceback.format_exc()}"
-            self.failure = f"A worker on {socket.gethostname()} failed: {what}"
+            message = str(error) if known else f"\n{traceback.format_exc()}"
+            self.failure = f"A worker on {socket.gethostname()} failed: {message}"
 
 
 class _Attempts:
