@@ -18,12 +18,12 @@ def install(session: nox.Session, *packages: str) -> None:
     session.install("--constraint", "constraints.txt", *packages)
 
 
-def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+def pytest(session: nox.Session, backend: str, *arguments: str, extra: str = "") -> None:
     """Run the tests on `backend`, against the installed kvq."""
     # JAX' ONNX exporter brings jax along, so it is tested on JAX alone.
     extras = f"{backend},test,onnx" if backend == "jax" else f"{backend},test"
     # The tests compare with it where its backend is.
-    install(session, f".[{extras}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
+    install(session, f".[{extras}{extra}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
     # The safe path keeps the checkout out of sys.path in the processes that tests start, too.
     # Two at a time: most of a test is compiling, on one core. A file's module-wide runs may be made once in each.
     session.run(
@@ -72,7 +72,8 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""
-    pytest(session, backend, "-m", "slow")
+    # Once is enough: half a gigabyte, and nothing of it depends on the backend.
+    pytest(session, backend, "-m", "slow", extra=",ray" if backend == "torch" else "")
 
 
 @nox.session

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -140,6 +141,16 @@ def test_workers_without_ray_are_wrong_usage(model, photos, tmp_path):
 )
 def test_workers_take_what_the_cluster_has(cluster, wanted, shards, expected):
     assert ray_engine._share(cluster, wanted, shards) == expected
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_said_so(model, photos, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = "127.0.0.1:{}".format(closed.getsockname()[1])
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(WorkerError, match=f"Ray could not be reached at RAY_ADDRESS={address}: .*refused"):
+        encode(model, photos, tmp_path / "set", **CUT, engine=RayEngine())
+    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
 
 
 # In a Ray of this process. Each test starts workers that import Keras, which takes 10 s and more.

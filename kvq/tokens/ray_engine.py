@@ -186,9 +186,13 @@ def _connected(workers: int | None) -> Iterator[None]:
         if not found:
             settings = {"num_cpus": max(backends.cpus(), workers or 1), "include_dashboard": False} if alone else {}
             try:
+                host, _, port = address.rpartition(":")
+                if host and port.isdecimal() and "/" not in host:
+                    # Ray tries for minutes.
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
                 with _stderr_of_failures():
                     ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **settings)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise WorkerError(f"Ray could not be reached at RAY_ADDRESS={address}: {error}") from error
             ray.data.DataContext.get_current().enable_progress_bars = False
             for handler in logging.getLogger("ray.data").handlers:
