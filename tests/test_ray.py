@@ -146,7 +146,7 @@ def test_workers_take_what_the_cluster_has(cluster, wanted, shards, expected):
 @needs_ray
 def test_a_cluster_that_is_not_there_is_said_so(model, photos, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = "127.0.0.1:{}".format(closed.getsockname()[1])
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(WorkerError, match=f"Ray could not be reached at RAY_ADDRESS={address}: .*refused"):
         encode(model, photos, tmp_path / "set", **CUT, engine=RayEngine())
