@@ -72,7 +72,7 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""
-    # Ray takes half a gigabyte, and its tests four minutes: once is enough.
+    # Ray takes half a gigabyte, and its tests five minutes: once is enough.
     pytest(session, backend, "-m", "slow", extra=",ray" if backend == "torch" else "")
 
 
