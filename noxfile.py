@@ -18,12 +18,12 @@ def install(session: nox.Session, *packages: str) -> None:
     session.install("--constraint", "constraints.txt", *packages)
 
 
-def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+def pytest(session: nox.Session, backend: str, *arguments: str, extra: str = "") -> None:
     """Run the tests on `backend`, against the installed kvq."""
     # JAX' ONNX exporter brings jax along, so it is tested on JAX alone.
     extras = f"{backend},test,onnx" if backend == "jax" else f"{backend},test"
     # The tests compare with it where its backend is.
-    install(session, f".[{extras}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
+    install(session, f".[{extras}{extra}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
     if backend == "jax":
         # For the page of `--format web`, whose test is skipped, with the reason, where this or Chromium is missing.
         code = "from kvq.exporters.web.runtime import find; find(None, print)"
@@ -78,7 +78,8 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""
-    pytest(session, backend, "-m", "slow")
+    # Ray takes half a gigabyte, and its tests five minutes: once is enough.
+    pytest(session, backend, "-m", "slow", extra=",ray" if backend == "torch" else "")
 
 
 @nox.session

@@ -133,7 +133,8 @@ def _job(
     from kvq.build import build_model
     from kvq.data import open_source
     from kvq.tokens import shards
-    from kvq.tokens.encoding import encode_shard, plan_of
+    from kvq.tokens.engines import encode_shard
+    from kvq.tokens.plan import plan_of
 
     config = load_config(config_name, changes)
     keras.utils.set_random_seed(0)

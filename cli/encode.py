@@ -1,5 +1,6 @@
 """`kvq encode`."""
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ from .computing import computing
 from .progress import choose_progress
 
 
+class Engine(enum.StrEnum):
+    """What `--engine` takes."""
+
+    local = "local"
+    ray = "ray"
+
+
 def encode(
     model: options.Model,
     data: Annotated[str, typer.Argument(help="Images: a known name, a file or a folder, as for `kvq train --data`.")],
@@ -18,21 +26,34 @@ def encode(
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do this part of N only, counted from 0. Default: all.")] = "0/1",
     shard_size: Annotated[int, typer.Option(min=1, help="Images to a file.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model at once.")] = 64,
+    engine: Annotated[Engine, typer.Option(help="Who encodes: this process, or the workers of a Ray cluster.")] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --engine ray: how many, each with a model. Default: what the cluster has room for."),
+    ] = None,
     backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
     """Write a collection of images as tokens.
 
     Images are prepared as for evaluation. A call that was stopped goes on. With --shard, whichever part ends last completes
-    the set.
+    the set. With --engine ray, all machines must see the model, the images and the folder under the same paths; RAY_ADDRESS names
+    the cluster.
     """
     part = _part(shard)
+    if workers and engine is Engine.local:
+        raise typer.BadParameter(
+            "--workers goes with --engine ray. To share the work without Ray, give each process its --shard."
+        )
     with computing(backend):
         from kvq.tokens.encoding import encode
+        from kvq.tokens.engines import LocalEngine
+        from kvq.tokens.ray_engine import RayEngine
 
         progress = choose_progress("image")
         try:
-            result = encode(model, data, out, split, batch_size, shard_size, part, progress)
+            chosen = RayEngine(workers) if engine is Engine.ray else LocalEngine()
+            result = encode(model, data, out, split, batch_size, shard_size, part, progress, chosen)
         finally:
             progress.stop()
     if json:

@@ -45,6 +45,12 @@ class TokensError(KvqError):
     """A token data set that is broken, not complete, or of another model."""
 
 
+class WorkerError(KvqError):
+    """A process that encoded elsewhere failed, or could not be reached."""
+
+    exit_code = 1
+
+
 class TrainingError(KvqError):
     """Training could not go on."""
 

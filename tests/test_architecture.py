@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"atomic", "errors", "untrusted", "run", "artifact"},
     "plots": {"run"},
     "tokenizer": {"errors", "ops", "backends", "artifact", "model"},
-    "tokens": {"atomic", "errors", "progress", "data", "artifact", "index_map", "tokenizer", "evaluation"},
+    "tokens": {"atomic", "errors", "backends", "progress", "data", "artifact", "index_map", "tokenizer", "evaluation"},
     "index_map": {"errors", "untrusted", "quantizer_sections"},
     "code_atlas": set(),
     "codebook_use": {"atomic", "errors", "ops", "progress", "data", "artifact", "tokenizer", "evaluation", "code_atlas"},

@@ -1,24 +1,16 @@
-"""A collection of images becomes a token data set, on this machine; several processes may share the work."""
+"""A collection of images becomes a token data set; several processes, on several machines, may share the work."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-
-from kvq import __version__, artifact
-from kvq.artifact import ArtifactConfig
-from kvq.data import evaluation_batches, evaluation_transforms, iterate
-from kvq.data.contract import Source
-from kvq.data.sources import ArraySource, fingerprint
-from kvq.data.token_set import DTYPES, Preprocessing, TokenPlan, TokenSetSource, smallest_dtype
+from kvq import artifact
 from kvq.errors import TokensError
 from kvq.evaluation import images_for
 from kvq.progress import Progress
-from kvq.tokenizer import Tokenizer
 from kvq.tokens import shards
+from kvq.tokens.engines import Engine, Job, LocalEngine
+from kvq.tokens.plan import plan_of
 from kvq.tokens.shards import Note
 
 SHARD_SIZE = 4096
@@ -33,6 +25,7 @@ def encode(
     shard_size: int = SHARD_SIZE,
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Writes the tokens of every image of a collection, prepared as for evaluation, as a token data set.
 
@@ -49,6 +42,7 @@ def encode(
         shard_size: Images to a file, at least 1.
         shard: (i, n) encodes every n-th file only, from number i on.
         progress: Told `start`, `step`, `log` and `stop` on the way, in images of this call's share.
+        engine: What encodes. Default: `LocalEngine()`, this process. `RayEngine()`: the workers of a Ray cluster.
 
     Returns:
         `out`, `complete` (whether all shards are there), `images`, `skipped`, `shards` and `bytes` (of the whole set; while it is
@@ -59,6 +53,7 @@ def encode(
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had.
         TokensError: If `out` holds something else, was begun with another model or other data, or cannot be written.
+        WorkerError: If another process that encoded failed.
         ValueError: If a number is out of its range.
     """
     part, parts = shard
@@ -70,10 +65,11 @@ def encode(
     config, out = artifact.check(artifact.model_folder(path)), Path(out)
     source = images_for(path, config, data, split)
     plan = plan_of(config, source, batch_size, shard_size)
+    job = Job(Path(path), str(data), source, out, plan)
     try:
         described = shards.begin(out, plan)
         share = shards.numbers(plan)[part::parts] if described is None else range(0)
-        mine, encoded, seconds = _encode_share(path, source, out, plan, share, progress)
+        mine, encoded, seconds = _encode_share(engine or LocalEngine(), job, share, progress)
         described = described or shards.join(out, plan)
     except OSError as error:
         raise TokensError(
@@ -100,76 +96,30 @@ def encode(
     }
 
 
-def plan_of(config: ArtifactConfig, source: Source, batch_size: int, shard_size: int) -> TokenPlan:
-    """Everything that decides the bytes of a set."""
-    (grid,) = config.grids
-    return TokenPlan(
-        kvq_version=__version__,
-        weights_sha256=config.weights_sha256,
-        backend=keras.backend.backend(),
-        quantizer=config.quantizer.model_dump(mode="json"),
-        vocabulary=grid.vocabulary,
-        grid=grid.shape,
-        depth=config.quantizer.depth,
-        dtype=smallest_dtype(grid.vocabulary),
-        preprocessing=Preprocessing(**dict(config.images)),
-        source=TokenSetSource(name=source.name, split=source.split, **fingerprint(source)),
-        batch_size=batch_size,
-        shard_size=shard_size,
-    )
-
-
-def encode_shard(
-    tokenizer: Tokenizer, source: Source, out: Path, plan: TokenPlan, number: int, on_batch: Callable[[int], None]
-) -> Note:
-    """Encodes and writes one shard. Its bytes depend on the plan and its number alone: batches begin where the shard does.
-
-    Args:
-        on_batch: Told how many images of the source each batch stood for, bad ones included.
-    """
-    prepare = plan.preprocessing
-    transforms = evaluation_transforms(prepare.pad, prepare.crop, prepare.resize)
-    first = number * plan.shard_size
-    tokens, labels = [np.zeros((0, *plan.shape), DTYPES[plan.dtype])], [np.zeros(0, np.int64)]
-    names: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    for batch in iterate(evaluation_batches(source, transforms, plan.batch_size, limit=plan.shard_size, first=first)):
-        if count := len(batch["images"]):
-            # Filled up, so that a shape is compiled once, and rounding does not depend on which images were bad.
-            filled = np.concatenate([batch["images"], np.repeat(batch["images"][-1:], plan.batch_size - count, axis=0)])
-            tokens.append(tokenizer.encode(filled, plan.batch_size)[:count].astype(DTYPES[plan.dtype]))
-        labels.append(batch["labels"])
-        names += batch["names"]
-        skipped += batch["skipped"]
-        on_batch(count + len(batch["skipped"]))
-    kept = None if isinstance(source, ArraySource) else names
-    return shards.write_shard(out, plan, number, np.concatenate(tokens), np.concatenate(labels), kept, skipped)
-
-
-def _encode_share(
-    path: str | Path, source: Source, out: Path, plan: TokenPlan, share: range, progress: Progress | None
-) -> tuple[list[Note], int, float]:
+def _encode_share(engine: Engine, job: Job, share: range, progress: Progress | None) -> tuple[list[Note], int, float]:
     """Encodes those shards of a share that are missing: the notes of all, how many images that were, and in how many seconds."""
+    plan = job.plan
     sizes = {number: min(plan.shard_size, plan.source.images - number * plan.shard_size) for number in share}
-    notes = {number: note for number in share if (note := shards.note_of(out, number))}
-    if len(notes) == len(share):
+    notes = {number: note for number in share if (note := shards.note_of(job.out, number))}
+    missing = [number for number in share if number not in notes]
+    if not missing:
         return list(notes.values()), 0, 0.0
-    tokenizer = Tokenizer.load(path)
     found = done = sum(sizes[number] for number in notes)
-    progress, started, encoded = progress or Progress(), time.perf_counter(), 0
-    progress.start(sum(sizes.values()), done)
+    progress = progress or Progress()
 
     def count(images: int) -> None:
         nonlocal done
         done += images
         progress.step(done)
 
-    for number in share:
-        if number in notes:
-            continue
-        notes[number] = note = encode_shard(tokenizer, source, out, plan, number, count)
-        encoded += note.shard.images if note.shard else 0
-        rate = (done - found) / (time.perf_counter() - started)
-        progress.log({"step": done, "split": source.split, "images_per_second": rate})
+    with engine.start(job) as encode_shards:
+        started, encoded = time.perf_counter(), 0
+        progress.start(sum(sizes.values()), done)
+        for number, note in encode_shards(missing, count):
+            notes[number] = note
+            encoded += note.shard.images if note.shard else 0
+            rate = (done - found) / (time.perf_counter() - started)
+            progress.log({"step": done, "split": plan.source.split, "images_per_second": rate})
+        seconds = time.perf_counter() - started
     progress.stop()
-    return [notes[number] for number in share], encoded, time.perf_counter() - started
+    return [notes[number] for number in share], encoded, seconds
