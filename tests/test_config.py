@@ -220,7 +220,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names():
         ("model.latent_dim=3", "model.latent_dim: input should be greater than or equal to 4. Received: 3."),
         (
             "model.network=plane",
-            "model.network: must be one of plain, resnet, paper. Received: 'plane' (did you mean 'plain'?).",
+            f"model.network: must be one of {', '.join(ENCODERS)}. Received: 'plane' (did you mean 'plain'?).",
         ),
         ("data.crop=30", "data.crop must be a multiple of 4, the downsampling of model.network = 'paper'. Received: 30."),
     ],

@@ -195,7 +195,7 @@ def test_models_without_their_images_are_compared_on_those_that_are_shipped(run)
 
 
 def test_unknown_names_are_refused(run, tmp_path):
-    with pytest.raises(KvqError, match="onnx, saved_model, litert, openvino, torch, stablehlo, keras, web"):
+    with pytest.raises(KvqError, match=", ".join(EXPORTERS)):
         export(run, "tflite", tmp_path)
     with pytest.raises(KvqError, match="encoder, decoder, autoencoder"):
         export(run, "keras", tmp_path, ["head"])

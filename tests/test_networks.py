@@ -203,7 +203,7 @@ def test_paper_takes_its_widths_and_depth():
 
 @pytest.mark.parametrize("build", [build_encoder, build_decoder])
 def test_unknown_networks_and_small_dimensions_are_refused(build):
-    with pytest.raises(ValueError, match="must be one of plain, resnet, paper. Received: name='plane'"):
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(ENCODERS)}. Received: name='plane'"):
         build("plane", 3, 8)
     with pytest.raises(ValueError, match="must be at least 4.* Received: 3"):
         build("plain", 3, 3)
