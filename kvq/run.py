@@ -37,10 +37,14 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.loss_plot = self.folder / "loss.png"
+        self.codebook_plot = self.folder / "codebook.png"
         self.model = self.folder / "model"
         self.tensorboard = self.folder / "tensorboard"
         self.skipped_file = self.folder / "skipped.txt"
         self.log_file = self.folder / "log.txt"
+        self.evaluation_file = self.folder / "evaluation.json"
+        self.report = self.folder / "report.html"
+        self.comparison = self.folder / "comparison.html"
         self._unwritten: list[dict[str, Any]] = []
 
     @property
