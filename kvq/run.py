@@ -110,6 +110,10 @@ class Run:
     def write_record(self, record: dict[str, Any]) -> None:
         write_text(self.record_file, json.dumps(record, indent=2) + "\n")
 
+    def write_evaluation(self, result: dict[str, Any]) -> None:
+        """Writes evaluation.json, whole or not at all."""
+        write_text(self.evaluation_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
     def update_record(self, **changes: Any) -> None:
         self.write_record({**self.record, **changes})
 

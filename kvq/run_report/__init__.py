@@ -77,4 +77,3 @@ def _names(folders: list[Path]) -> list[str]:
     """A short name for each, different ones where they can be."""
     names = [Path(os.path.abspath(folder)).name or str(folder) for folder in folders]
     return names if len({*names}) == len(names) else [str(folder) for folder in folders]
-

@@ -32,13 +32,15 @@ class Pictures:
         of: How many runs the page shows.
 
     Attributes:
-        notes: What is not as it is in the folder, in sentences.
+        notes: What could not be read, in sentences.
+        remarks: What is not shown as it lies in the folder, in sentences.
     """
 
     def __init__(self, run: Run, of: int = 1):
         self.run = run
         self.most = max(2, MOST_STEPS // of)
         self.notes: list[str] = []
+        self.remarks: list[str] = []
 
     def samples(self) -> dict[str, list[dict[str, Any]]]:
         """Split to `step` and `address` of each grid, from the first step to the last."""
@@ -46,7 +48,9 @@ class Pictures:
         chosen = {split: _spread(sorted(all_steps), self.most) for split, all_steps in steps.items()}
         for split, all_steps in steps.items():
             if len(chosen[split]) < len(all_steps):
-                self.notes.append(f"{len(chosen[split])} of the {len(all_steps)} grids of {split} images are shown, evenly spread.")
+                self.remarks.append(
+                    f"{len(chosen[split])} of the {len(all_steps)} grids of {split} images are shown, evenly spread."
+                )
         wanted = [(split, step) for split, of_split in chosen.items() for step in of_split]
         with ThreadPoolExecutor(4) as pool:  # Pillow works without the interpreter's lock
             read = list(pool.map(lambda item: _address(self.run.samples / steps[item[0]][item[1]]), wanted))
@@ -57,9 +61,9 @@ class Pictures:
             else:
                 self.notes.append(f"samples/{steps[split][step]} cannot be shown: {problem}.")
         if smaller := sum(made_smaller for _, _, made_smaller in read):
-            self.notes.append(
+            self.remarks.append(
                 f"{smaller} grids of more than {LARGE // 1000} kB are shown as JPEG of at most {LONGEST_SIDE} pixels a side; "
-                "the folder samples has them exactly."
+                "those in the folder samples are exact."
             )
         return samples
 

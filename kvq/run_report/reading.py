@@ -62,7 +62,7 @@ def read_run(run: Run, name: str, of: int = 1) -> dict[str, Any]:
         "samples": pictures.samples(),
         "atlas": pictures.atlas(),
     }
-    return {**shown, "notes": [*notes, *pictures.notes]}
+    return {**shown, "notes": [*notes, *pictures.notes], "remarks": pictures.remarks}
 
 
 def flat(values: dict[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _series(run: Run) -> dict[str, dict[str, list[list[float]]]]:
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """The values, and those of the shipped configuration that is nearest to them; or the text, where it is no configuration."""
+    """The values, and those of the nearest shipped configuration, of the same images if there is one; or a text that is none."""
     text = read_bytes(run.config_file, _TEXT).decode("utf-8")
     try:
         values = flat(parse_config(text, "config.toml").model_dump(exclude_none=True))
@@ -124,8 +124,9 @@ def _config(run: Run) -> dict[str, Any]:
         return {"text": text, "error": str(error)}
     shipped = {name: flat(load_config(name).model_dump(exclude_none=True)) for name in list_configs()}
 
-    def distance(name: str) -> int:
-        return sum(values.get(key) != shipped[name].get(key) for key in {*values, *shipped[name]})
+    def distance(name: str) -> tuple[bool, int]:
+        different = {key for key in {*values, *shipped[name]} if values.get(key) != shipped[name].get(key)}
+        return "data.source" in different, len(different)
 
     nearest = min(shipped, key=distance)
     return {"values": values, "nearest": nearest, "shipped": shipped[nearest]}

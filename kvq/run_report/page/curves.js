@@ -78,7 +78,7 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
     ),
   );
   let [width, chosen] = [0, null];
-  let cursor;
+  let [cursor, read] = [];
 
   const x = (step) => MARGIN.left + ((step - first) / (last - first)) * (width - MARGIN.left - MARGIN.right);
   const y = (value) => {
@@ -95,7 +95,7 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
         draw("text", { x: MARGIN.left - 6, y: height + 4, "text-anchor": "end" }, format(tick)),
       );
     }
-    for (const tick of linearTicks(first, last, Math.max(2, Math.min(6, width / 110)))) {
+    for (const tick of linearTicks(first, last, Math.max(3, Math.min(6, width / 110)))) {
       const anchor = x(tick) > width - 40 ? "end" : "middle";
       const place = anchor === "end" ? width - MARGIN.right : x(tick);
       svg.append(draw("text", { x: place, y: HEIGHT - 8, "text-anchor": anchor }, written(tick)));
@@ -112,6 +112,9 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
         svg.append(draw("circle", { class: `dot colour${curve.colour}`, cx: x(step), cy: y(value), r: 3 }));
       }
     }
+    // The points that the table tells, which lie beside the cursor where a curve has none there.
+    read = draw("g");
+    svg.append(read);
     plot.replaceChildren(svg);
     show(chosen);
   }
@@ -121,12 +124,14 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
     chosen = step;
     const place = step ?? steps.at(-1);
     const said = [];
+    read.replaceChildren();
     curves.forEach((curve, row) =>
       splits.forEach((split, column) => {
         if (!curve[split].length) return;
-        const [, value] = nearest(curve[split], place);
+        const [found, value] = nearest(curve[split], place);
         cells[row][column].textContent = format(value);
-        said.push(`${curve.label} ${split} ${format(value)}`);
+        said.push(`${curve.label} ${split} ${format(value)}${found === place ? "" : ` at step ${found}`}`);
+        if (step !== null) read.append(draw("circle", { class: `read colour${curve.colour}`, cx: x(found), cy: y(value), r: 4.5 }));
       }),
     );
     at.textContent = `step ${written(place)}`;

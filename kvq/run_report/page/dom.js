@@ -14,7 +14,7 @@ function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -48,6 +48,11 @@ function frame(label, child) {
   return make("div", { class: "frame", tabindex: 0, role: "region", "aria-label": label }, child);
 }
 
+/** A name that may be broken where its parts meet. */
+function breakable(name) {
+  return name.split(/(?<=[._/])/).flatMap((part, at) => (at ? [make("wbr"), part] : [part]));
+}
+
 /** A table. A row is {head, cells, marked}. */
 function table(label, headings, rows) {
   const head = make("tr", {}, headings.map((heading) => make("th", { scope: "col" }, heading)));
@@ -55,7 +60,7 @@ function table(label, headings, rows) {
     make(
       "tr",
       { class: row.marked ? "marked" : undefined },
-      make("th", { scope: "row" }, row.head),
+      make("th", { scope: "row" }, breakable(row.head)),
       row.cells.map((cell) => make("td", {}, cell)),
     ),
   );

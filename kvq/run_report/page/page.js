@@ -1,6 +1,8 @@
 /** The page from its data: one run, or several side by side. */
 
 const NOT_TERMS = new Set(["loss", "psnr", "ssim", "usage", "perplexity", "images_per_second", "input_wait"]);
+// What differs between any two runs.
+const PASSING = new Set(["started", "ended", "process", "command"]);
 const FINAL = [
   ["psnr", "PSNR, dB", written],
   ["ssim", "SSIM", written],
@@ -62,7 +64,7 @@ function heading() {
     {},
     make("p", { class: "quiet" }, "kvq report"),
     make("h1", {}, run.name, " ", statusOf(run)),
-    make("p", { class: "quiet facts" }, facts.filter(Boolean).map((fact) => make("span", {}, exact(fact)))),
+    make("p", { class: "quiet" }, facts.filter(Boolean).map(exact).join(" · ")),
   );
 }
 
@@ -119,7 +121,7 @@ function comparison() {
 /** One chart for a name of all runs, or none where no run has it. */
 function metric(name, title, options = {}) {
   const curves = runs.map((run, at) => ({
-    label: several ? run.name : title,
+    label: several ? run.name : name.replaceAll("_", " "),
     colour: at,
     train: run.series.train?.[name] ?? [],
     validation: options.training ? [] : (run.series.validation?.[name] ?? []),
@@ -162,7 +164,7 @@ function atlas() {
     const name = several ? make("h3", {}, run.name) : null;
     if (!run.atlas) return [name, missing("There is no picture of the codes. This makes it, then report again:", `kvq codebook ${run.folder}`)];
     const image = make("img", { src: run.atlas, alt: `The most and the least used codes of ${run.name}, with patches of images that they stand for` });
-    return [name, frame(`Code atlas of ${run.name}`, image)];
+    return [name, make("div", { class: "atlas" }, frame(`Code atlas of ${run.name}`, image))];
   });
 }
 
@@ -182,7 +184,7 @@ function evaluation() {
 
 function configuration() {
   const broken = runs.filter((run) => run.config && !run.config.values);
-  const texts = broken.map((run) => details(`config.toml of ${run.name}, as it stands`, make("p", {}, run.config.error), make("pre", {}, run.config.text)));
+  const texts = broken.map((run) => details(`config.toml of ${run.name}, as it stands`, make("p", {}, run.config.error), frame("config.toml", make("pre", {}, run.config.text))));
   const sound = runs.filter((run) => run.config?.values);
   const lost = runs.filter((run) => !run.config).map((run) => missing(`${run.name} has no config.toml that can be read.`));
   if (!sound.length) return [lost, texts];
@@ -215,7 +217,7 @@ function environment() {
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.record)))];
   const rows = keys.map((key) => {
     const cells = runs.map((run) => exact(run.record[key]));
-    return { head: key, cells, marked: new Set(cells).size > 1 };
+    return { head: key, cells, marked: !PASSING.has(key) && new Set(cells).size > 1 };
   });
   return table("Environment", several ? ["", ...runs.map((run) => run.name)] : ["run.json", ""], rows);
 }

@@ -68,6 +68,7 @@ function reconstructions(runs) {
       make("label", {}, real, " actual size"),
     ),
     make("p", { class: "quiet" }, "Each original lies above its reconstruction."),
+    runs.map((run) => run.remarks.map((remark) => make("p", { class: "quiet" }, runs.length > 1 ? `${run.name}: ` : "", remark))),
     make("div", { class: runs.length > 1 ? "pictures several" : "pictures" }, views.map((view) => view.figure)),
   ];
 }
