@@ -134,7 +134,7 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
         if (step !== null) read.append(draw("circle", { class: `read colour${curve.colour}`, cx: x(found), cy: y(value), r: 4.5 }));
       }),
     );
-    at.textContent = `step ${written(place)}`;
+    at.textContent = step === null ? "at the end" : `step ${written(step)}`;
     cursor.setAttribute("x1", x(place));
     cursor.setAttribute("x2", x(place));
     cursor.classList.toggle("shown", step !== null);

@@ -55,7 +55,7 @@ function breakable(name) {
 
 /** A table. A row is {head, cells, marked}. */
 function table(label, headings, rows) {
-  const head = make("tr", {}, headings.map((heading) => make("th", { scope: "col" }, heading)));
+  const head = make("tr", {}, headings.map((heading) => make("th", { scope: "col" }, breakable(heading))));
   const body = rows.map((row) =>
     make(
       "tr",
