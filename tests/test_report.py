@@ -245,9 +245,9 @@ def test_a_page_of_a_long_run_is_quick(tmp_path):
     line = json.dumps({"step": 1, "split": "train", "loss": 0.5, "reconstruction": 0.1, "psnr": 20.5, "usage": 1.0})
     with run.metrics_file.open("a") as file:
         file.writelines(line.replace('"step": 1', f'"step": {step}') + "\n" for step in range(301, 20_000))
-    started = time.perf_counter()
+    started = time.process_time()
     report(run.folder)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2  # of the CPU: other work is no matter
     assert run.report.stat().st_size < 500_000
 
 

@@ -21,7 +21,7 @@ from kvq.errors import RunError
 from kvq.run import Run, now
 from kvq.run_report.reading import read_run
 
-SCRIPTS = ("dom.js", "curves.js", "pictures.js", "page.js")  # in this order, as one script
+SCRIPTS = ("dom.js", "curves.js", "pictures.js", "files.js", "page.js")  # in this order, as one script
 MOST_RUNS = 8  # that have colours of their own
 
 
