@@ -1,5 +1,6 @@
 """`kvq evaluate`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,8 @@ def evaluate(
     """Measure a tokenizer on images.
 
     MSE of images in [-1, 1]; PSNR and SSIM of uint8 images, as means of each image's own value; loss terms; usage and
-    perplexity of the codebook over the whole set; images per second.
+    perplexity of the codebook over the whole set; images per second. Of a run, on all the test images that its configuration
+    names, evaluation.json in it keeps them.
     """
     with computing(backend):
         from kvq.evaluation import evaluate
@@ -30,10 +32,23 @@ def evaluate(
             result = evaluate(model, data=data, split=split, images=images, progress=progress)
         finally:
             progress.stop()
+    if (data, split, images) == (None, "test", None) and (model / "run.json").is_file():
+        _keep(model, result)
     if json:
         output.print_json(result)
     else:
         _print_table(result)
+
+
+def _keep(folder: Path, result: dict[str, Any]) -> None:
+    """Writes evaluation.json. Where that cannot be done, as in a run of somebody else, what was measured is told all the same."""
+    from kvq.run import Run
+
+    run = Run(folder)
+    try:
+        run.write_evaluation(output.plain(result))
+    except OSError as error:
+        output.say(f"{run.evaluation_file} could not be written: {error.strerror or error}.")
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .export import export
 from .quantizers import quantizers
 from .reconstruct import reconstruct
+from .report import report
 from .tokens import tokens
 from .train import train
 
@@ -62,7 +63,7 @@ def main(
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.callback()(main)
-for command in (train, evaluate, reconstruct, encode, decode, codebook, export, configs, quantizers, benchmark, doctor):
+for command in (train, evaluate, reconstruct, encode, decode, codebook, report, export, configs, quantizers, benchmark, doctor):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(tokens, name="tokens")

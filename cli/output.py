@@ -14,7 +14,7 @@ def say(text: str) -> None:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a result as one line of JSON."""
-    print(json.dumps(_plain(result), allow_nan=False))
+    print(json.dumps(plain(result), allow_nan=False))
 
 
 def number(value: Any) -> str:
@@ -26,12 +26,12 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same in what JSON knows. It knows no NaN and no infinity, and strict readers refuse what Python writes for them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -108,5 +108,6 @@ def _print_summary(result: dict[str, Any]) -> None:
         print(f"  look at  {path}  ({what})")
     print(f"  model    {run / 'model'}")
     print(f"  next     kvq evaluate {run}")
+    print(f"           kvq report {run}")
     print(f"           kvq reconstruct {run} IMAGES... --out DIR")
     print(f"           kvq export {run} --format onnx --out DIR")

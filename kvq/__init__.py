@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvq.model import VQVAE as VQVAE
     from kvq.pruning import prune as prune
     from kvq.reconstruction import reconstruct as reconstruct
+    from kvq.run_report import report as report
     from kvq.timing import benchmark as benchmark
     from kvq.tokenizer import Tokenizer as Tokenizer
     from kvq.tokens.decoding import decode as decode
@@ -43,6 +44,7 @@ _HOME = {
     "VQVAE": "model",
     "prune": "pruning",
     "reconstruct": "reconstruction",
+    "report": "run_report",
     "Tokenizer": "tokenizer",
     "benchmark": "timing",
     "decode": "tokens.decoding",

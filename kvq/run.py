@@ -37,10 +37,14 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.samples = self.folder / "samples"
         self.loss_plot = self.folder / "loss.png"
+        self.codebook_plot = self.folder / "codebook.png"
         self.model = self.folder / "model"
         self.tensorboard = self.folder / "tensorboard"
         self.skipped_file = self.folder / "skipped.txt"
         self.log_file = self.folder / "log.txt"
+        self.evaluation_file = self.folder / "evaluation.json"
+        self.report = self.folder / "report.html"
+        self.comparison = self.folder / "comparison.html"
         self._unwritten: list[dict[str, Any]] = []
 
     @property
@@ -105,6 +109,10 @@ class Run:
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_text(self.record_file, json.dumps(record, indent=2) + "\n")
+
+    def write_evaluation(self, result: dict[str, Any]) -> None:
+        """Writes evaluation.json, whole or not at all."""
+        write_text(self.evaluation_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def update_record(self, **changes: Any) -> None:
         self.write_record({**self.record, **changes})

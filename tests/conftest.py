@@ -1,4 +1,9 @@
-"""One small configuration for each kind of quantizer, for all tests that go through every kind."""
+"""What several files of tests share: one small configuration for each kind of quantizer, and a browser."""
+
+import contextlib
+import importlib.util
+import json
+import shutil
 
 import pytest
 
@@ -47,3 +52,41 @@ def make_quantizer():
 
     adapter = pydantic.TypeAdapter(QuantizerConfig)
     return lambda kind, dim, name="quantizer": build_quantizer(adapter.validate_python(section(kind, dim)), name)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A function of a folder for the browser's files that opens one: a context of its driver, and a list.
+
+    After the context the list has every request that the browser began, as `url` and `initiator`, workers' too.
+    """
+    if not importlib.util.find_spec("selenium"):
+        pytest.skip("selenium is not installed: pip install selenium.")
+    programs = [shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")]
+    if not all(programs):
+        pytest.skip("Chromium or its driver is missing: Debian's packages are chromium and chromium-driver.")
+
+    @contextlib.contextmanager
+    def browser(profile):
+        from selenium import webdriver
+
+        options, log = webdriver.ChromeOptions(), profile.with_name("net_log.json")
+        options.binary_location = programs[0]
+        flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+        flags += ["disable-component-update", "disable-sync", "window-size=1300,1200"]
+        flags += [f"user-data-dir={profile}", f"log-net-log={log}"]
+        for flag in flags:
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver, requests = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1])), []
+        try:
+            yield driver, requests
+        finally:
+            driver.quit()
+        events = json.loads(log.read_text("utf-8"))
+        started = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+        requests += [
+            event["params"] for event in events["events"] if event["type"] == started and "url" in event.get("params", {})
+        ]
+
+    return browser

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimizer": {"ops"},
     "build": {"config", "networks", "quantizers", "model", "optimizer"},
     "run": {"atomic", "errors", "untrusted", "config"},
+    "run_report": {"atomic", "errors", "untrusted", "config", "run"},
     "tensorboard": {"errors", "progress", "run"},
     "tensor_names": {"layers", "model"},
     "artifact": {

@@ -265,6 +265,28 @@ def test_evaluate(finished) -> None:
     assert "losses.reconstruction" in table and f"{measured['psnr']:.4g}" in table
 
 
+def test_evaluate_keeps_what_it_measured_on_all_test_images(finished, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    kept = folder / "evaluation.json"
+    for arguments in (["--images", "5"], ["--split", "train", "--images", "5"], ["--data", "fashion_mnist_mini"]):
+        assert kvq_in_process("evaluate", str(folder), *arguments).exit_code == 0
+        assert not kept.exists()
+    result = kvq_in_process("evaluate", str(folder), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(kept.read_text("utf-8")) == json.loads(result.stdout) and json.loads(result.stdout)["images"] == 500
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = kept.read_bytes()
+    monkeypatch.setattr("kvq.atomic.os.replace", full)
+    result = kvq_in_process("evaluate", str(folder), "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["images"] == 500
+    assert "evaluation.json could not be written: No space left on device" in result.stderr
+    assert kept.read_bytes() == before and not list(folder.glob(".evaluation*"))
+
+
 def test_reconstruct_keeps_sizes(finished, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.fromarray(np.arange(30 * 45, dtype="uint32").reshape(30, 45).astype("uint8")).save(picture)

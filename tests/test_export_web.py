@@ -10,12 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import http.server
-import importlib.util
 import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -273,17 +271,6 @@ def test_each_level_has_its_colours_and_large_vocabularies_none(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    """Its program and its driver."""
-    if not importlib.util.find_spec("selenium"):
-        pytest.skip("selenium is not installed: pip install selenium.")
-    programs = [shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")]
-    if not all(programs):
-        pytest.skip("Chromium or its driver is missing: Debian's packages are chromium and chromium-driver.")
-    return programs
-
-
-@pytest.fixture(scope="module")
 def archive():
     cached = download.keras_cache() / "kvq" / runtime.URL.rpartition("/")[2]
     path = Path(os.environ.get("KVQ_WEB_RUNTIME") or cached)
@@ -340,32 +327,15 @@ class Page:
 
 
 @contextlib.contextmanager
-def visit(folder, programs, profile):
+def visit(folder, chromium, profile):
     """The folder's page in a browser of its own, which must neither complain nor ask anybody else for anything."""
-    from selenium import webdriver
-
-    options, log = webdriver.ChromeOptions(), profile.with_name("net_log.json")
-    options.binary_location = programs[0]
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    flags += ["disable-component-update", "disable-sync", "window-size=1300,1200"]
-    flags += [f"user-data-dir={profile}", f"log-net-log={log}"]
-    for flag in flags:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
     with served(folder) as (address, asked):
-        try:
+        with chromium(profile) as (driver, requests):
             driver.get(address + "/")
             page = Page(driver)
             assert page.wait() == "Ready. Give it an image."
             yield page
             assert driver.get_log("browser") == []
-        finally:
-            driver.quit()
-    # The browser's own log: workers are in it, and who asked for what.
-    events = json.loads(log.read_text("utf-8"))
-    started = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    requests = [event["params"] for event in events["events"] if event["type"] == started and "url" in event.get("params", {})]
     ours = {request["url"] for request in requests if request.get("initiator") == address}
     # Of the page, and of its worker.
     assert {f"{address}/page.js", f"{address}/onnxruntime.wasm", f"{address}/encoder.onnx"} <= ours
