@@ -24,10 +24,9 @@ def pytest(session: nox.Session, backend: str, *arguments: str, extra: str = "")
     extras = f"{backend},test,onnx" if backend == "jax" else f"{backend},test"
     # The tests compare with it where its backend is.
     install(session, f".[{extras}{extra}]", *(["vector-quantize-pytorch"] if backend == "torch" else []))
-    if backend == "jax":
-        # For the page of `--format web`, whose test is skipped, with the reason, where this or Chromium is missing.
-        code = "from kvq.exporters.web.runtime import find; find(None, print)"
-        session.run("python", "-P", "-c", code, success_codes=[0, 1], env={"KERAS_BACKEND": backend})
+    # For the page of `--format web`, whose test is skipped, with the reason, where this or Chromium is missing.
+    code = "from kvq.exporters.web.runtime import find; find(None, print)"
+    session.run("python", "-P", "-c", code, success_codes=[0, 1], env={"KERAS_BACKEND": backend})
     # The safe path keeps the checkout out of sys.path in the processes that tests start, too.
     # Two at a time: most of a test is compiling, on one core. A file's module-wide runs may be made once in each.
     session.run(
