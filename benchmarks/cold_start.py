@@ -18,7 +18,8 @@ PHASES = {
     "interpreter": "Python starts, and `kvq` is imported without Keras",
     "keras": "Keras and the backend are imported",
     "kvq": "Grain, and what else training needs, is imported",
-    "model": "images are opened, the model is built, its codebook is placed, the run folder is begun",
+    "model": "images are opened, the model is built, the run folder is begun",
+    "codebook": "the codebook is placed",
     "first step": "the step is compiled, where the backend does that, and run",
 }
 PROGRAM = """
@@ -38,6 +39,9 @@ class First(Progress):
         marks.append(("model", time.time()))
 
     def step(self, step):
+        if step == 0:
+            marks.append(("codebook", time.time()))
+            return
         marks.append(("first step", time.time()))
         spent, before = {}, float(sys.argv[1])
         for name, at in marks:

@@ -11,6 +11,7 @@ import keras
 from keras.layers import Activation, Layer, LeakyReLU, ReLU
 
 from kvq.layers import Chain, Conv2D, Conv2DTranspose, InstanceNormalization, Residual
+from kvq.random_weights import VarianceScaling
 
 
 def plain_encoder(channels: int, latent_dim: int) -> keras.Model:
@@ -108,13 +109,13 @@ def _mirrored_stages(latent_dim: int) -> list[tuple[int, int]]:
 
 
 def _conv(name: str, filters: int, size: int, strides: int = 1) -> Layer:
-    return Conv2D(filters, size, strides, padding="same", kernel_initializer="he_normal", name=f"{name}_conv")
+    return Conv2D(filters, size, strides, padding="same", kernel_initializer=VarianceScaling(2.0), name=f"{name}_conv")
 
 
 def _transposed_conv(name: str, filters: int, size: int, strides: int = 1) -> Layer:
-    # He's variance for what an output really sums: with stride s, 1/s^2 of the kernel. Its inputs are what Keras calls
-    # "fan_out" here, because the kernel of a transposed convolution is (height, width, filters, inputs).
-    variance = keras.initializers.VarianceScaling(2.0 * strides**2, mode="fan_out", distribution="truncated_normal")
+    # He's variance for what an output really sums: with stride s, 1/s^2 of the kernel. Its inputs are what is called
+    # "out" here, because the kernel of a transposed convolution is (height, width, filters, inputs).
+    variance = VarianceScaling(2.0 * strides**2, fan="out")
     return Conv2DTranspose(filters, size, strides, padding="same", kernel_initializer=variance, name=f"{name}_conv")
 
 
@@ -132,7 +133,7 @@ def _conv_norm_activation(name: str, filters: int, strides: int) -> list[Layer]:
 
 def _to_image(channels: int) -> list[Layer]:
     # Small at first: He's variance would start the tanh saturated, where its gradient is none.
-    small = keras.initializers.VarianceScaling(0.1, distribution="truncated_normal")
+    small = VarianceScaling(0.1)
     return [Conv2D(channels, 1, kernel_initializer=small, name="image_conv"), Activation("tanh", name="image_tanh")]
 
 

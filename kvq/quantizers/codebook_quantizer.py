@@ -10,6 +10,7 @@ from kvq.ops import Tensor, code_counts, gather_codes, mean_per_image, nearest_c
 from kvq.quantizers.estimators import ESTIMATORS
 from kvq.quantizers.initialisers import kmeans
 from kvq.quantizers.quantizer import Quantizer, check_range, known_dim
+from kvq.random_weights import Normal
 
 
 class CodebookQuantizer(Quantizer):
@@ -56,7 +57,7 @@ class CodebookQuantizer(Quantizer):
     def build(self, latents_shape: tuple[int | None, ...]) -> None:
         latent_dim = known_dim(latents_shape)
         # Codes of about unit norm: distinct at any codebook size, unlike the customary uniform(-1/k, 1/k).
-        self.codebook_initializer = keras.initializers.RandomNormal(stddev=latent_dim**-0.5)
+        self.codebook_initializer = Normal(stddev=latent_dim**-0.5)
         self.codebook = self.add_weight(
             name="codebook",
             shape=(self.codebook_size, latent_dim),

@@ -8,6 +8,7 @@ from keras import ops
 
 from kvq.ops import Tensor, gather_codes, lowest, mean_per_image
 from kvq.quantizers.quantizer import Quantizer, check_range, known_dim
+from kvq.random_weights import Normal
 
 
 @keras.saving.register_keras_serializable(package="kvq")
@@ -73,7 +74,7 @@ class GumbelQuantizer(Quantizer):
         def weight(name: str, shape: tuple[int, ...], initializer: Any) -> Any:
             return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
 
-        normal = keras.initializers.RandomNormal(stddev=latent_dim**-0.5)
+        normal = Normal(stddev=latent_dim**-0.5)
         self.codebook = weight("codebook", (self.codebook_size, latent_dim), normal)
         self.kernel = weight("kernel", (latent_dim, self.codebook_size), "glorot_uniform")
         self.bias = weight("bias", (self.codebook_size,), "zeros")
