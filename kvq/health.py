@@ -106,17 +106,47 @@ def diagnose(
         ArtifactError, DataError: If the model or the images cannot be had.
     """
     tokenizer, progress = Tokenizer.load(path), progress or Progress()
-    train = SplitUse(tokenizer, Images(path, tokenizer.config, data, "train", images, batch_size), progress)
     place = data if data is not None else _validated_on(path)
-    validation = SplitUse(tokenizer, Images(path, tokenizer.config, place, "test", images, batch_size), progress)
+    # Both are opened first: that one of them cannot be had is found out before anything is computed.
+    splits = [Images(path, tokenizer.config, *each, images, batch_size) for each in ((data, "train"), (place, "test"))]
+    train, validation = (SplitUse(tokenizer, collection, progress) for collection in splits)
     codes = _codes(tokenizer)
     measured = _measured(train, validation, codes)
     return {
         "measured": measured,
-        "findings": [vars(finding) for finding in _findings(measured, train, codes, tokenizer)],
+        "findings": [
+            {**vars(finding), "keys": _existing(finding.keys, tokenizer.config.quantizer)}
+            for finding in _findings(measured, train, codes, tokenizer)
+        ],
         "backend": keras.backend.backend(),
         "weights_sha256": tokenizer.config.weights_sha256,
     }
+
+
+def _existing(keys: tuple[str, ...], section: Any) -> list[str]:
+    """Those of the settings that a quantizer of this section has, where it has them: of one inside, as `quantizer.base.decay`."""
+    sections, found = _sections(section), []
+    for key in keys:
+        part, name = key.split(".")
+        if part == "quantizer":
+            found += [f"{path}.{name}" for path, each in sections.items() if name in type(each).model_fields][:1]
+        elif part != "codebook" or _has_codebook(section):
+            found.append(key)
+    return found
+
+
+def _sections(section: Any) -> dict[str, Any]:
+    """A quantizer's section and those inside it, by the key that each has in a configuration."""
+    sections = {"quantizer": section}
+    while hasattr(section, "base"):
+        section = section.base
+        sections[f"{[*sections][-1]}.base"] = section
+    return sections
+
+
+def _has_codebook(section: Any) -> bool:
+    """Whether there are codes that can be placed and replaced. Others are computed from their indices."""
+    return any("codebook_size" in type(each).model_fields for each in _sections(section).values())
 
 
 def _validated_on(path: str | Path) -> str | None:
@@ -159,8 +189,10 @@ def _findings(
             "Train again with a lower learning rate, a warm-up, or clipped gradients.",
             ("train.learning_rate", "train.warmup_steps", "train.clip_norm"),
         )
+    placing = "Start codes from data and replace dead ones; a" if _has_codebook(tokenizer.config.quantizer) else "A"
+    restart = f"{placing} lower learning rate keeps latents from running away."
     for level, row in enumerate(counts):
-        yield from _of_level(row, size, f"Level {level}" if len(counts) > 1 else "The codebook", level)
+        yield from _of_level(row, size, f"Level {level}" if len(counts) > 1 else "The codebook", level, restart)
     if codes is not None:
         yield from _of_norms(measured, train, codes)
     if measured["relative_error"] is not None and measured["relative_error"] > 0.5 and train.latent_deviation:
@@ -186,9 +218,8 @@ def _findings(
         )
 
 
-def _of_level(counts: NDArray[np.int64], size: int, who: str, level: int) -> Iterator[Finding]:
+def _of_level(counts: NDArray[np.int64], size: int, who: str, level: int, restart: str) -> Iterator[Finding]:
     used, total = int((counts > 0).sum()), int(counts.sum())
-    restart = "Start codes from data and replace dead ones; a lower learning rate keeps latents from running away."
     keys = ("codebook.initialise", "codebook.replace_dead_every", "codebook.dead_below", "train.learning_rate")
     if used == 1:
         if level:

@@ -12,7 +12,9 @@ from kvq import load_config
 from kvq.artifact import save
 from kvq.build import build_model
 from kvq.config import RunConfig
-from kvq.health import _divergence, diagnose
+from kvq.errors import DataError
+from kvq.health import _divergence, _existing, diagnose
+from kvq.progress import Progress
 
 SIDE, CODES = 8, 32
 VECTOR = {"kind": "vector", "codebook_size": CODES}
@@ -116,12 +118,42 @@ def test_what_ails_a_codebook_is_named_with_a_setting(sick, make_model, arrays, 
     json.dumps(result["findings"])
 
 
-def test_every_setting_that_is_named_exists(make_model, arrays, tmp_path):
-    config = load_config("fashion_mnist_mini").model_dump()
-    for number, (spoil, quantizer, _, _) in enumerate(SICK.values()):
-        for finding in diagnose(make_model(tmp_path / str(number), spoil, quantizer), arrays)["findings"]:
-            for section, key in (name.split(".") for name in finding["keys"]):
-                assert key in {**config[section], "levels": 0, "groups": 0}, f"{section}.{key}"
+INSIDE = {"kind": "residual", "levels": 2, "base": {"kind": "gumbel", "codebook_size": CODES}}
+COMPUTED = {"kind": "finite_scalar", "levels": [5, 5, 5, 5]}
+
+
+@pytest.mark.parametrize("sick", [*SICK, "inside", "computed"])
+def test_every_setting_that_is_named_exists(sick, make_model, arrays, tmp_path):
+    others = {"inside": (constant_encoder, INSIDE), "computed": (constant_encoder, COMPUTED)}
+    spoil, quantizer = others.get(sick) or SICK[sick][:2]
+    folder = make_model(tmp_path / "model", spoil, quantizer)
+    saved = json.loads((folder / "config.json").read_text())
+    config = {**load_config("fashion_mnist_mini").model_dump(), "quantizer": saved["quantizer"]}
+    findings = diagnose(folder, arrays)["findings"]
+    keys = {key for finding in findings for key in finding["keys"]}
+    for key in keys:
+        value = config
+        for name in key.split("."):
+            assert name in value, key
+            value = value[name]
+    assert any(key.startswith("codebook.") for key in keys) == (sick != "computed")
+    assert sick != "computed" or not any("Start codes" in finding["remedy"] for finding in findings)
+
+
+def test_settings_of_the_quantizer_inside_are_named_as_its():
+    section = RunConfig.model_validate({**load_config("fashion_mnist_mini").model_dump(), "quantizer": RESIDUAL}).quantizer
+    keys = ("quantizer.levels", "quantizer.codebook_size", "quantizer.groups", "codebook.initialise", "train.steps")
+    assert _existing(keys, section) == ["quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps"]
+
+
+def test_a_split_that_is_not_there_is_found_out_before_anything_is_computed(make_model, arrays, tmp_path):
+    class Never(Progress):
+        def start(self, total_steps, first_step):
+            raise AssertionError
+
+    np.savez(tmp_path / "a.npz", x_train=np.load(arrays)["x_train"])
+    with pytest.raises(DataError, match="offers the splits train. Received: split=test"):
+        diagnose(make_model(tmp_path / "model"), tmp_path / "a.npz", progress=Never())
 
 
 def test_a_few_codes_that_carry_all_are_seen(make_model, tmp_path):
