@@ -129,7 +129,8 @@ class Elements(html.parser.HTMLParser):
 
 
 def make_evil_run(folder):
-    run = make_run(folder / EVIL.replace("/", "|"), status=EVIL, command=EVIL, devices=[EVIL], **{EVIL: {EVIL: EVIL}}, error=EVIL)
+    record = {"status": EVIL, "command": EVIL, "devices": [EVIL], EVIL: {EVIL: EVIL}, "error": EVIL, "seed": 10**400}
+    run = make_run(folder / EVIL.replace("/", "|"), **record)
     run.config_file.write_text(f"# {EVIL}\n[train]\nsteps = '{EVIL.replace(chr(39), '')}'\n")
     run.append_metrics({"step": 300, "split": "train", EVIL: 0.5, "loss": 10**400, "psnr": EVIL, "usage": None})
     run.append_metrics({"step": 300, "split": [EVIL], "loss": 0.5})
@@ -150,6 +151,7 @@ def test_what_files_say_becomes_no_markup(tmp_path):
     assert evil.found == plain.found
     assert EVIL.replace("/", "|") in evil.title
     (shown,) = data_of(run.report)["runs"]
+    assert shown["record"]["seed"] == str(10**400)
     assert shown["record"][f"{EVIL}.{EVIL}"] == EVIL and EVIL in shown["config"]["text"] and EVIL in shown["series"]["train"]
 
 
