@@ -19,6 +19,8 @@ from kvq.quantizers.codebook_quantizer import CodebookQuantizer
 from kvq.run import Run
 from kvq.tokenizer import Tokenizer
 
+# Settings that bring codes back to where latents are.
+_RESTART = ("codebook.initialise", "codebook.replace_dead_every", "codebook.dead_below", "train.learning_rate")
 IMAGES = 512  # of each split: enough for means, and a minute on a CPU
 
 
@@ -181,7 +183,7 @@ def _measured(train: SplitUse, validation: SplitUse, codes: NDArray[np.floating]
 def _findings(
     measured: dict[str, Any], train: SplitUse, codes: NDArray[np.floating] | None, tokenizer: Tokenizer
 ) -> Iterator[Finding]:
-    counts, size = train.use.counts, tokenizer.vocabulary_size
+    counts = train.use.counts
     if train.latent_deviation <= 1e-4 * max(train.latent_rms, 1e-8) or train.latent_rms < 1e-8:
         yield Finding(
             "constant latents",
@@ -192,7 +194,12 @@ def _findings(
     placing = "Start codes from data and replace dead ones; a" if _has_codebook(tokenizer.config.quantizer) else "A"
     restart = f"{placing} lower learning rate keeps latents from running away."
     for level, row in enumerate(counts):
-        yield from _of_level(row, size, f"Level {level}" if len(counts) > 1 else "The codebook", level, restart)
+        yield from _of_one_code(row, _who(level, counts), level, restart)
+    if any(section.kind == "shared_residual" for section in _sections(tokenizer.config.quantizer).values()):
+        # Each level uses the codes of its scale, and all together the codebook.
+        counts = counts.sum(axis=0, keepdims=True)
+    for level, row in enumerate(counts):
+        yield from _of_use(row, _who(level, counts), restart)
     if codes is not None:
         yield from _of_norms(measured, train, codes)
     if measured["relative_error"] is not None and measured["relative_error"] > 0.5 and train.latent_deviation:
@@ -218,30 +225,41 @@ def _findings(
         )
 
 
-def _of_level(counts: NDArray[np.int64], size: int, who: str, level: int, restart: str) -> Iterator[Finding]:
-    used, total = int((counts > 0).sum()), int(counts.sum())
-    keys = ("codebook.initialise", "codebook.replace_dead_every", "codebook.dead_below", "train.learning_rate")
+def _who(level: int, counts: NDArray[np.int64]) -> str:
+    return f"Level {level}" if len(counts) > 1 else "The codebook"
+
+
+def _of_one_code(counts: NDArray[np.int64], who: str, level: int, restart: str) -> Iterator[Finding]:
+    if (counts > 0).sum() > 1:
+        return
+    if level:
+        fewer = ("quantizer.levels", "quantizer.groups")
+        yield Finding(
+            "unused level", f"{who} uses one code: it adds nothing.", f"Take fewer levels. {restart}", (*fewer, *_RESTART)
+        )
+    else:
+        yield Finding("one code", f"{who} uses one code of {len(counts)}: it tells nothing.", restart, _RESTART)
+
+
+def _of_use(counts: NDArray[np.int64], who: str, restart: str) -> Iterator[Finding]:
+    used, total, size = int((counts > 0).sum()), int(counts.sum()), len(counts)
     if used == 1:
-        if level:
-            fewer = ("quantizer.levels", "quantizer.groups")
-            yield Finding(
-                "unused level", f"{who} uses one code: it adds nothing.", f"Take fewer levels. {restart}", (*fewer, *keys)
-            )
-        else:
-            yield Finding("one code", f"{who} uses one code of {size}: it tells nothing.", restart, keys)
         return
     # Of a few positions only so many codes could be used, were all used alike.
     possible = size * -np.expm1(-total / size)
     if used < 0.5 * possible:
         yield Finding(
-            "dead codes", f"{who} uses {used} of {size} codes.", f"{restart} Or fewer codes.", (*keys, "quantizer.codebook_size")
+            "dead codes",
+            f"{who} uses {used} of {size} codes.",
+            f"{restart} Or fewer codes.",
+            (*_RESTART, "quantizer.codebook_size"),
         )
     if _perplexity(counts) < 0.15 * min(used, possible) or (used < 0.5 * possible and _perplexity(counts) < 2):
         yield Finding(
             "few codes carry all",
             f"{who} uses {used} codes, as unevenly as {_perplexity(counts):.1f} would be used evenly.",
             f"{restart} The entropy regulariser evens out.",
-            (*keys, "quantizer.regularisers"),
+            (*_RESTART, "quantizer.regularisers"),
         )
 
 

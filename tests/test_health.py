@@ -61,7 +61,12 @@ def names(result):
 
 @pytest.mark.parametrize(
     "quantizer",
-    [VECTOR, {"kind": "residual", "levels": 2, "base": VECTOR}, {"kind": "ema_cosine_vector", "codebook_size": CODES}],
+    [
+        VECTOR,
+        {"kind": "residual", "levels": 2, "base": VECTOR},
+        {"kind": "shared_residual", "levels": 2, "base": VECTOR},
+        {"kind": "ema_cosine_vector", "codebook_size": CODES},
+    ],
     ids=lambda section: section["kind"],
 )
 def test_a_healthy_codebook_gives_no_finding(quantizer, make_model, arrays, tmp_path):
@@ -72,7 +77,7 @@ def test_a_healthy_codebook_gives_no_finding(quantizer, make_model, arrays, tmp_
 
 def codebook(change):
     def spoil(model):
-        weight = model.quantizer.codebook
+        weight = getattr(model.quantizer, "members", [model.quantizer])[0].codebook
         weight.assign(change(np.array(keras.ops.convert_to_numpy(weight))))
 
     return spoil
@@ -98,6 +103,7 @@ def silent_second_level(model):
 
 
 RESIDUAL = {"kind": "residual", "levels": 2, "base": VECTOR}
+SHARED = {"kind": "shared_residual", "levels": 2, "base": VECTOR}
 SICK = {
     "collapsed": (far_but(5), VECTOR, {"dead codes", "codes far away"}, "codebook.replace_dead_every"),
     "one code": (far_but(1), VECTOR, {"one code", "codes far away", "coarse codes"}, "codebook.initialise"),
@@ -105,6 +111,7 @@ SICK = {
     "exploded": (codebook(lambda values: values * 1e4), VECTOR, {"codes far away", "coarse codes"}, "train.learning_rate"),
     "shrunk": (codebook(lambda values: values * 1e-3), VECTOR, {"codes at the origin", "coarse codes"}, "quantizer.decay"),
     "constant latents": (constant_encoder, VECTOR, {"constant latents", "one code"}, "train.clip_norm"),
+    "collapsed and shared": (far_but(5), SHARED, {"dead codes"}, "quantizer.base.codebook_size"),
     "unused level": (silent_second_level, RESIDUAL, {"unused level"}, "quantizer.levels"),
 }
 
