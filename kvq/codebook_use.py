@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq import ops
 from kvq.artifact import ArtifactConfig
 from kvq.atomic import write_bytes
 from kvq.code_atlas import CodeRow, code_atlas
@@ -152,7 +151,7 @@ def codebook(
         "used": int((use.counts > 0).sum()),
         "dead": int((use.counts == 0).sum()),
         "usage": float(np.mean(use.counts > 0)),
-        "perplexity": _perplexity(use.counts),
+        "perplexity": float(np.mean([perplexity(of_level) for of_level in use.counts])),
         "most_used": _described(use, use.most_used()),
         "least_used": _described(use, use.least_used()),
         "atlas": None if atlas is None else str(atlas),
@@ -182,9 +181,10 @@ def count_codes(tokenizer: Tokenizer, images: Images, progress: Progress | None 
     return use, seen, len(skipped)
 
 
-def _perplexity(counts: NDArray[np.int64]) -> float:
-    values = ops.perplexity(keras.ops.convert_to_tensor(counts, "float32"))
-    return float(np.mean(keras.ops.convert_to_numpy(values)))
+def perplexity(counts: NDArray[np.int64]) -> float:
+    """exp of the entropy of code frequencies, from counts (codebook_size,)."""
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
 
 
 def _described(use: CodeUse, codes: list[tuple[int, int]]) -> list[dict[str, int]]:

@@ -50,8 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"atomic", "errors", "backends", "progress", "data", "artifact", "index_map", "tokenizer", "evaluation"},
     "index_map": {"errors", "untrusted", "quantizer_sections"},
     "code_atlas": set(),
-    "codebook_use": {"atomic", "errors", "ops", "progress", "data", "artifact", "tokenizer", "evaluation", "code_atlas"},
-    "health": {"errors", "ops", "progress", "quantizers", "run", "artifact", "tokenizer", "codebook_use"},
+    "codebook_use": {"atomic", "errors", "progress", "data", "artifact", "tokenizer", "evaluation", "code_atlas"},
+    "findings": {"codebook_use"},
+    "health": {"errors", "findings", "ops", "progress", "quantizers", "run", "artifact", "tokenizer", "codebook_use"},
     "pruning": {
         *("atomic", "errors", "progress", "artifact", "tensor_names", "index_map", "model", "build", "quantizers"),
         *("tokenizer", "codebook_use"),

@@ -13,7 +13,8 @@ from kvq.artifact import save
 from kvq.build import build_model
 from kvq.config import RunConfig
 from kvq.errors import DataError
-from kvq.health import _divergence, _existing, diagnose
+from kvq.findings import _existing
+from kvq.health import _divergence, diagnose
 from kvq.progress import Progress
 
 SIDE, CODES = 8, 32
@@ -150,7 +151,7 @@ def test_every_setting_that_is_named_exists(sick, make_model, arrays, tmp_path):
 def test_settings_of_the_quantizer_inside_are_named_as_its():
     section = RunConfig.model_validate({**load_config("fashion_mnist_mini").model_dump(), "quantizer": RESIDUAL}).quantizer
     keys = ("quantizer.levels", "quantizer.codebook_size", "quantizer.groups", "codebook.initialise", "train.steps")
-    assert _existing(keys, section) == ["quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps"]
+    assert _existing(keys, section) == ("quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps")
 
 
 def test_a_split_that_is_not_there_is_found_out_before_anything_is_computed(make_model, arrays, tmp_path):
