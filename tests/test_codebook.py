@@ -253,6 +253,15 @@ def test_names_and_labels_and_bad_images_come_along(arrays, images, tmp_path):
     assert (tmp_path / "migrated" / "skipped.txt").read_bytes() == (tmp_path / "tokens" / "skipped.txt").read_bytes()
 
 
+def test_no_link_leads_out_of_a_token_set(model, small, arrays, tmp_path):
+    encode(model, arrays, tmp_path / "tokens")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "tokens" / "skipped.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(TokensError, match=r"skipped\.txt cannot be read: it is a symbolic link"):
+        migrate(tmp_path / "tokens", small, tmp_path / "migrated")
+    assert not (tmp_path / "migrated").exists()
+
+
 def test_tokens_of_dropped_codes_are_refused(model, small, tmp_path):
     rng = np.random.default_rng(1)
     np.savez(tmp_path / "others.npz", x_train=rng.integers(0, 256, (99, SIDE, SIDE), np.uint8))
