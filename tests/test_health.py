@@ -186,6 +186,12 @@ def test_small_samples_of_one_source_do_not_count_as_a_shift():
     assert _divergence(np.array([9, 0]), np.array([0, 9])) > 0.9
 
 
+@pytest.mark.parametrize("option", [["--data", "fashion_mnist_mini"], ["--backend", "torch"]])
+def test_what_the_installation_has_no_use_for_is_wrong_usage(option):
+    result = CliRunner().invoke(app, ["doctor", *option])
+    assert result.exit_code == 2 and "go with RUN_OR_MODEL" in result.stderr
+
+
 def test_the_command_ends_with_status_1_where_there_is_something(make_model, arrays, tmp_path):
     healthy, sick = make_model(tmp_path / "healthy"), make_model(tmp_path / "sick", far_but(1))
     shown = CliRunner().invoke(app, ["doctor", str(healthy), "--data", str(arrays)])
