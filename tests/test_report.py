@@ -184,7 +184,8 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_shown(tmp_path, name, put)
     reason = {"link": "it is a symbolic link", "pipe": "it is not a regular file", "rubbish": ""}[put]
     if put != "rubbish" or name not in ("metrics.jsonl", "skipped.txt", "log.txt"):
         assert [note for note in shown["notes"] if name in note and reason in note], shown["notes"]
-    assert '"secret"' not in json.dumps(shown) and [1, 3, 3] != shown["samples"]
+    assert "secret" not in json.dumps(shown) and shown["atlas"] is None
+    assert all(picture(sample["address"]).size != (3, 3) for sample in shown["samples"]["train"])
     assert len(shown["samples"]["validation"]) == 3 and shown["record"]["backend"] == "torch"
 
 
@@ -463,6 +464,8 @@ def test_a_hostile_run_is_text_and_an_empty_one_says_what_is_missing(tmp_path, v
         "no evaluation.json",
     ):
         assert missing in text
+    odd = make_run(tmp_path / "odd", status=7, devices=7, command=7, backend=None, started={}, seed={})
+    assert text_of(visit(report(odd.folder)), "header").split("\n")[-1] == "7 · seed {} · 7"
     failed = make_run(tmp_path / "failed", status="failed", error="TrainingError: the loss is not finite")
     assert (
         text_of(visit(report(failed.folder)), ".alert") == "Failed after step 300 of 2,500: TrainingError: the loss is not finite"
