@@ -1,5 +1,6 @@
 """`kvq codebook`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +32,8 @@ def codebook(
         raise typer.BadParameter("--prune and --out MODEL are given together.")
     if prune and atlas is not None:
         raise typer.BadParameter("--prune draws no --atlas. Draw it in a call of its own, before or after.")
-    if atlas is None and (model / "run.json").is_file():
-        atlas = model / "codebook.png"
+    if atlas is None and not prune:
+        atlas = _atlas_of(model)
     with computing(backend):
         from kvq.codebook_use import codebook
         from kvq.pruning import prune as prune_codes
@@ -51,6 +52,19 @@ def codebook(
         _print_pruned(result)
     else:
         _print_use(result)
+
+
+def _atlas_of(model: Path) -> Path | None:
+    """codebook.png of a run folder. What is only counted in a run of somebody else is told all the same."""
+    from kvq.run import Run
+
+    run = Run(model)
+    if not os.path.isfile(run.record_file):
+        return None
+    if not os.access(model, os.W_OK):
+        output.say(f"{run.codebook_plot} is not drawn: the folder cannot be written. --atlas names another place.")
+        return None
+    return run.codebook_plot
 
 
 def _print_pruned(result: dict[str, Any]) -> None:

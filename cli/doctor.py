@@ -26,6 +26,8 @@ def doctor(
     if model is not None:
         _examine(model, backend, data, images, json)
         return
+    if data or backend:
+        raise typer.BadParameter("--data and --backend go with RUN_OR_MODEL. Alone, kvq doctor looks at the installation.")
     with only_results_on_stdout():
         from kvq.diagnosis import doctor
 

@@ -1,5 +1,6 @@
 """A picture of codes: each with the patches of images that it stands for."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _TILE = 72  # pixels, about
-_LABEL = 120
 _GAP = 6
 
 
@@ -30,20 +30,22 @@ def code_atlas(columns: dict[str, list[CodeRow]], step: int) -> Image.Image:
     tile = max(1, round(_TILE / (3 * step))) * 3 * step
     tiles = max((len(row.cells) for rows in columns.values() for row in rows), default=0)
     with_alone = any(row.alone is not None for rows in columns.values() for row in rows)
-    width = _LABEL + (tiles + with_alone) * (tile + _GAP) + 4 * _GAP
+    font = ImageFont.load_default(14)
+    label = math.ceil(max((font.getlength(row.label) for rows in columns.values() for row in rows), default=0)) + 2 * _GAP
+    width = label + (tiles + with_alone) * (tile + _GAP) + 4 * _GAP
     height = 40 + max(map(len, columns.values()), default=0) * (tile + _GAP) + _GAP
     page = Image.new("RGB", (width * len(columns), height), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    draw = ImageDraw.Draw(page)
     for number, (title, rows) in enumerate(columns.items()):
         left = number * width + _GAP
         draw.text((left, 10), title, "black", font=ImageFont.load_default(18))
         if with_alone:
-            draw.text((left + _LABEL, 14), "alone", "gray", font=font)
-            draw.text((left + _LABEL + tile + 3 * _GAP, 14), "in images", "gray", font=font)
+            draw.text((left + label, 14), "alone", "gray", font=font)
+            draw.text((left + label + tile + 3 * _GAP, 14), "in images", "gray", font=font)
         for line, row in enumerate(rows):
             top = 40 + line * (tile + _GAP)
             draw.text((left, top + tile // 2 - 8), row.label, "black", font=font)
-            at = left + _LABEL
+            at = left + label
             if row.alone is not None:
                 page.paste(_enlarged(row.alone, tile), (at, top))
             at += (tile + 3 * _GAP) * with_alone

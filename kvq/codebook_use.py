@@ -1,7 +1,8 @@
 """Which codes of a tokenizer a set of images uses, how often, and where: in numbers and as a picture."""
 
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq import ops
 from kvq.artifact import ArtifactConfig
 from kvq.atomic import write_bytes
 from kvq.code_atlas import CodeRow, code_atlas
@@ -99,9 +99,14 @@ class Images:
     def __iter__(self) -> Iterator[Batch]:
         return iterate(self._batches)
 
-    def image(self, number: int) -> NDArray[np.uint8]:
-        """One image (h, w, c), by the number of its batch times `batch_size` and its place there."""
-        return self._batches[number // self.batch_size]["images"][number % self.batch_size]
+    def chosen(self, numbers: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+        """Images (h, w, c) by number: that of their batch times `batch_size`, plus their place there. Each batch is read once."""
+        images: dict[int, NDArray[np.uint8]] = {}
+        for batch, of_batch in itertools.groupby(sorted({*numbers}), lambda number: number // self.batch_size):
+            read = self._batches[batch]["images"]
+            # Copies: a view would keep its whole batch.
+            images |= {number: read[number % self.batch_size].copy() for number in of_batch}
+        return images
 
 
 def codebook(
@@ -146,7 +151,7 @@ def codebook(
         "used": int((use.counts > 0).sum()),
         "dead": int((use.counts == 0).sum()),
         "usage": float(np.mean(use.counts > 0)),
-        "perplexity": _perplexity(use.counts),
+        "perplexity": float(np.mean([perplexity(of_level) for of_level in use.counts])),
         "most_used": _described(use, use.most_used()),
         "least_used": _described(use, use.least_used()),
         "atlas": None if atlas is None else str(atlas),
@@ -176,9 +181,10 @@ def count_codes(tokenizer: Tokenizer, images: Images, progress: Progress | None 
     return use, seen, len(skipped)
 
 
-def _perplexity(counts: NDArray[np.int64]) -> float:
-    values = ops.perplexity(keras.ops.convert_to_tensor(counts, "float32"))
-    return float(np.mean(keras.ops.convert_to_numpy(values)))
+def perplexity(counts: NDArray[np.int64]) -> float:
+    """exp of the entropy of code frequencies, from counts (codebook_size,)."""
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
 
 
 def _described(use: CodeUse, codes: list[tuple[int, int]]) -> list[dict[str, int]]:
@@ -188,9 +194,7 @@ def _described(use: CodeUse, codes: list[tuple[int, int]]) -> list[dict[str, int
 def _draw(tokenizer: Tokenizer, images: Images, use: CodeUse, path: Path) -> None:
     lists = {"most used": use.most_used(), "least used": use.least_used()}
     wanted = {code: use.places(*code) for codes in lists.values() for code in codes}
-    # In order, so that images of one batch, which is read as a whole, come together.
-    numbers = sorted({int(number) for places in wanted.values() for number, _ in places})
-    originals = {number: images.image(number) for number in numbers}
+    originals = images.chosen(int(number) for places in wanted.values() for number, _ in places)
     step = tokenizer.downsampling
 
     def row(level: int, code: int) -> CodeRow:

@@ -1,7 +1,5 @@
 """Is the codebook of a trained tokenizer healthy? What is measured, what it means, and which setting to change."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kvq import artifact
-from kvq.codebook_use import CodeUse, Images
+from kvq.codebook_use import CodeUse, Images, perplexity
 from kvq.errors import DataError
+from kvq.findings import findings, rms
 from kvq.ops import rescale
 from kvq.progress import Progress
 from kvq.quantizers.codebook_quantizer import CodebookQuantizer
@@ -20,16 +19,6 @@ from kvq.run import Run
 from kvq.tokenizer import Tokenizer
 
 IMAGES = 512  # of each split: enough for means, and a minute on a CPU
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong: its name, what was found, what to do, and the configuration's keys for it."""
-
-    name: str
-    found: str
-    remedy: str
-    keys: tuple[str, ...]
 
 
 class SplitUse:
@@ -95,25 +84,27 @@ def diagnose(
         progress: Told `start`, `step` and `stop` on the way, in batches; twice.
 
     Returns:
-        `measured`: `images`, `usage`, `perplexity`, `dead` (lists over the indices of a position), `latent_rms`, `code_rms` (of
-        used codes; null for quantizers without one codebook), `relative_error` (distance to codes over the latents' variance),
-        `quantization_share` (of the reconstruction error, what is gone where latents are not quantized; null without one
-        codebook), `mse`, `validation_mse`, `code_shift` (Jensen-Shannon divergence of the codes of training and validation, in
-        bits beyond that of two halves of training); and `findings`: each of `name`, `found`, `remedy`, `keys`; empty where all is
+        `measured`: `images`, `usage`, `perplexity`, `dead` (lists over the indices of a position), `latent_rms`,
+        `latent_deviation`, `code_rms` (of used codes; null for quantizers without one codebook), `relative_error` (distance to
+        codes over the latents' variance), `quantization_share` (of the reconstruction error, what is gone where latents are not
+        quantized; null without one codebook), `mse`, `validation_mse`, `code_shift` (Jensen-Shannon divergence of the codes of
+        training and validation, in bits beyond that of two halves of training); and `findings`: each of `name`, `found`,
+        `remedy`, `keys` (settings that this quantizer has, of one inside as `quantizer.base.decay`); empty where all is
         well. `backend`, `weights_sha256`.
 
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had.
     """
     tokenizer, progress = Tokenizer.load(path), progress or Progress()
-    train = SplitUse(tokenizer, Images(path, tokenizer.config, data, "train", images, batch_size), progress)
     place = data if data is not None else _validated_on(path)
-    validation = SplitUse(tokenizer, Images(path, tokenizer.config, place, "test", images, batch_size), progress)
+    # Both are opened first: that one of them cannot be had is found out before anything is computed.
+    splits = [Images(path, tokenizer.config, *each, images, batch_size) for each in ((data, "train"), (place, "test"))]
+    train, validation = (SplitUse(tokenizer, collection, progress) for collection in splits)
     codes = _codes(tokenizer)
     measured = _measured(train, validation, codes)
     return {
         "measured": measured,
-        "findings": [vars(finding) for finding in _findings(measured, train, codes, tokenizer)],
+        "findings": [vars(found) for found in findings(measured, train.use.counts, codes, tokenizer.config.quantizer)],
         "backend": keras.backend.backend(),
         "weights_sha256": tokenizer.config.weights_sha256,
     }
@@ -136,116 +127,17 @@ def _measured(train: SplitUse, validation: SplitUse, codes: NDArray[np.floating]
         "images": train.images,
         "validation_images": validation.images,
         "usage": [float(value) for value in (counts > 0).mean(axis=1)],
-        "perplexity": [_perplexity(row) for row in counts],
+        "perplexity": [perplexity(row) for row in counts],
         "dead": [int(value) for value in (counts == 0).sum(axis=1)],
         "latent_rms": train.latent_rms,
-        "code_rms": None if codes is None else _rms(codes[used]),
+        "latent_deviation": train.latent_deviation,
+        "code_rms": None if codes is None else rms(codes[used]),
         "relative_error": None if codes is None else train.relative_error,
         "quantization_share": None if codes is None or not train.mse else 1.0 - train.mse_unquantized / train.mse,
         "mse": train.mse,
         "validation_mse": validation.mse,
         "code_shift": max(_divergence(*rows) for rows in zip(counts, validation.use.counts, strict=True)),
     }
-
-
-def _findings(
-    measured: dict[str, Any], train: SplitUse, codes: NDArray[np.floating] | None, tokenizer: Tokenizer
-) -> Iterator[Finding]:
-    counts, size = train.use.counts, tokenizer.vocabulary_size
-    if train.latent_deviation <= 1e-4 * max(train.latent_rms, 1e-8) or train.latent_rms < 1e-8:
-        yield Finding(
-            "constant latents",
-            f"The encoder gives nearly the same latent for everything (deviation {train.latent_deviation:.2g}).",
-            "Train again with a lower learning rate, a warm-up, or clipped gradients.",
-            ("train.learning_rate", "train.warmup_steps", "train.clip_norm"),
-        )
-    for level, row in enumerate(counts):
-        yield from _of_level(row, size, f"Level {level}" if len(counts) > 1 else "The codebook", level)
-    if codes is not None:
-        yield from _of_norms(measured, train, codes)
-    if measured["relative_error"] is not None and measured["relative_error"] > 0.5 and train.latent_deviation:
-        yield Finding(
-            "coarse codes",
-            f"Codes explain only {max(0.0, 1 - measured['relative_error']):.0%} of the latents' variance.",
-            "Use more codes, several per position, or codes of fewer channels; a higher commitment weight holds latents close.",
-            ("quantizer.codebook_size", "quantizer.kind", "quantizer.commitment_weight"),
-        )
-    if measured["validation_mse"] > 1.3 * measured["mse"]:
-        yield Finding(
-            "worse on validation",
-            f"The error is {measured['validation_mse'] / measured['mse']:.2f} times that of training images.",
-            "Train on more images or fewer steps; see that both are of the same kind.",
-            ("data.source", "data.validation", "data.flip", "train.steps"),
-        )
-    if measured["code_shift"] > 0.1:
-        yield Finding(
-            "other codes on validation",
-            f"Validation images use the codes differently: {measured['code_shift']:.2f} bits of 1.",
-            "See that training and validation images are of the same kind and prepared alike.",
-            ("data.source", "data.validation", "data.resize"),
-        )
-
-
-def _of_level(counts: NDArray[np.int64], size: int, who: str, level: int) -> Iterator[Finding]:
-    used, total = int((counts > 0).sum()), int(counts.sum())
-    restart = "Start codes from data and replace dead ones; a lower learning rate keeps latents from running away."
-    keys = ("codebook.initialise", "codebook.replace_dead_every", "codebook.dead_below", "train.learning_rate")
-    if used == 1:
-        if level:
-            fewer = ("quantizer.levels", "quantizer.groups")
-            yield Finding(
-                "unused level", f"{who} uses one code: it adds nothing.", f"Take fewer levels. {restart}", (*fewer, *keys)
-            )
-        else:
-            yield Finding("one code", f"{who} uses one code of {size}: it tells nothing.", restart, keys)
-        return
-    # Of a few positions only so many codes could be used, were all used alike.
-    possible = size * -np.expm1(-total / size)
-    if used < 0.5 * possible:
-        yield Finding(
-            "dead codes", f"{who} uses {used} of {size} codes.", f"{restart} Or fewer codes.", (*keys, "quantizer.codebook_size")
-        )
-    if _perplexity(counts) < 0.15 * min(used, possible) or (used < 0.5 * possible and _perplexity(counts) < 2):
-        yield Finding(
-            "few codes carry all",
-            f"{who} uses {used} codes, as unevenly as {_perplexity(counts):.1f} would be used evenly.",
-            f"{restart} The entropy regulariser evens out.",
-            (*keys, "quantizer.regularisers"),
-        )
-
-
-def _of_norms(measured: dict[str, Any], train: SplitUse, codes: NDArray[np.floating]) -> Iterator[Finding]:
-    if not train.latent_rms:
-        return
-    unused = codes[train.use.counts[0] == 0]
-    keys = ("codebook.initialise", "codebook.replace_dead_every", "quantizer.decay")
-    for who, rms in (("Used codes", measured["code_rms"]), ("Unused codes", _rms(unused) if len(unused) else None)):
-        if rms is None:
-            continue
-        ratio = rms / train.latent_rms
-        if ratio < 0.2:
-            yield Finding(
-                "codes at the origin",
-                f"{who} are {ratio:.2g} times as long as latents: they shrank, or never left the start.",
-                "Start codes from data; where they follow averages, a lower decay follows faster.",
-                keys,
-            )
-        if ratio > 5:
-            yield Finding(
-                "codes far away",
-                f"{who} are {ratio:.2g} times as long as latents: the latents left them, or they exploded.",
-                "Start codes from data, replace dead ones, and lower the learning rate.",
-                (*keys, "train.learning_rate"),
-            )
-
-
-def _perplexity(counts: NDArray[np.int64]) -> float:
-    p = counts[counts > 0] / counts.sum()
-    return float(np.exp(-np.sum(p * np.log(p))))
-
-
-def _rms(codes: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.sum(codes.astype("float64") ** 2, axis=-1))))
 
 
 def _divergence(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -1,6 +1,7 @@
 """What `kvq codebook` and `kvq tokens migrate` promise: counts are those of the tokens, and a smaller model does the same."""
 
 import json
+import os
 
 import keras
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from kvq import load_config
-from kvq.artifact import save
+from kvq.artifact import check, save
 from kvq.build import build_model
-from kvq.codebook_use import PATCHES, SHOWN, CodeUse, codebook
+from kvq.code_atlas import CodeRow, code_atlas
+from kvq.codebook_use import PATCHES, SHOWN, CodeUse, Images, codebook
 from kvq.config import RunConfig
-from kvq.data import TokenSource
+from kvq.data import FolderSource, TokenSource
 from kvq.errors import ArtifactError, DataError, TokensError
 from kvq.index_map import NAME, IndexMap, read_index_map
 from kvq.pruning import prune
@@ -91,20 +93,57 @@ def test_places_hold_their_code_and_are_of_different_images():
             assert all(tokens[number, position // 3, position % 3, level] == code for number, position in places)
 
 
+def first_patch(page):
+    """Top and left of the first one, by the outline of its middle cell."""
+    return np.argwhere((page == (255, 0, 0)).all(-1)).min(0) - (72 // 3 - 1)
+
+
 @pytest.mark.parametrize("section", [{"kind": "vector", "codebook_size": 300}, {"kind": "finite_scalar", "levels": [3, 3, 3, 3]}])
 def test_the_atlas_shows_patches_of_the_images(section, arrays, images, tmp_path):
     folder = make_model(tmp_path / "model", section)
     result = codebook(folder, arrays, atlas=tmp_path / "new" / "atlas.png")
-    page = np.asarray(Image.open(tmp_path / "new" / "atlas.png").convert("L"))
+    page = np.asarray(Image.open(tmp_path / "new" / "atlas.png"))
     step = Tokenizer.load(folder).downsampling
     (first, *_) = result["most_used"]
     number, row, column = np.argwhere(Tokenizer.load(folder).encode(images) == first["code"])[0]
     patch = np.pad(images[number, :, :, 0], step, constant_values=128)[row * step :, column * step :][: 3 * step, : 3 * step]
     tile = patch.repeat(72 // (3 * step), 0).repeat(72 // (3 * step), 1)
-    # After the label and the code alone. The outline of the middle cell lies inside, so that the ring around is the image's.
-    shown = page[40:, 6 + 120 + 72 + 18 :][:72, :72]
+    # The outline of the middle cell lies inside, so that the ring around is the image's.
+    top, left = first_patch(page)
+    shown = page[top : top + 72, left : left + 72, 0]
     np.testing.assert_array_equal(shown[:20], tile[:20])
     np.testing.assert_array_equal(shown[:, :20], tile[:, :20])
+
+
+def test_labels_of_the_atlas_are_whole():
+    cell = (np.full((SIDE, SIDE, 1), 255, np.uint8), 0)
+    gaps = []
+    for label in ("1: 1 times", "3.419303: 12,345,678 times"):
+        page = np.asarray(code_atlas({"most used": [CodeRow(label, [cell], None)]}, 4))
+        _, left = first_patch(page)
+        gaps.append(left - np.argwhere((page[40:, :left] < 128).any((0, 2))).max())
+    assert min(gaps) > 4 and abs(gaps[0] - gaps[1]) <= 2
+
+
+def test_images_of_a_batch_are_read_together_and_do_not_keep_it(images, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[:, :, 0]).convert("RGB").save(photos / f"{number:02}.png")
+    (photos / "05.png").write_bytes(b"no image")
+    values = load_config("fashion_mnist_mini", RECIPE)
+    save(build_model(values.model, values.quantizer, values.loss, 3), values, 3, "photos", "train", 1, tmp_path / "model")
+    collection = Images(tmp_path / "model", check(tmp_path / "model"), photos, "all", None, batch_size=10)
+    counted, batches = [], [batch["images"] for batch in collection]
+    read = FolderSource.__getitem__
+    monkeypatch.setattr(FolderSource, "__getitem__", lambda source, index: counted.append(index) or read(source, index))
+    chosen = collection.chosen([21, 3, 8, 3, 29])
+    assert sorted(counted) == [*range(10), *range(20, 30)]
+    for number, image in chosen.items():
+        np.testing.assert_array_equal(image, batches[number // 10][number % 10])
+        assert image.base is None
+    # After the file that is left out, the others move up.
+    np.testing.assert_array_equal(chosen[8][..., :1], images[9])
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(model, arrays, tmp_path):
@@ -163,8 +202,9 @@ def test_two_codes_are_the_fewest(tmp_path):
     model = Tokenizer.load(folder)
     model.model.quantizer.codebook.assign(np.eye(60, 4) * 100)
     model.save(folder)
-    assert prune(folder, tmp_path / "small", tmp_path / "black.npz")["codebook_size"] >= 2
-    assert Tokenizer.load(tmp_path / "small").encode(np.zeros((1, SIDE, SIDE, 1), np.uint8)).max() < 60
+    assert len({*model.encode(np.zeros((1, SIDE, SIDE, 1), np.uint8)).ravel().tolist()}) == 1
+    assert prune(folder, tmp_path / "small", tmp_path / "black.npz")["codebook_size"] == 2
+    assert Tokenizer.load(tmp_path / "small").vocabulary_size == 2
 
 
 def test_nothing_is_written_where_something_is(model, arrays, tmp_path):
@@ -211,6 +251,15 @@ def test_names_and_labels_and_bad_images_come_along(arrays, images, tmp_path):
     before, after = TokenSource(tmp_path / "tokens"), TokenSource(tmp_path / "migrated", verify=True)
     assert [before.name(i) for i in range(32)] == [after.name(i) for i in range(32)]
     assert (tmp_path / "migrated" / "skipped.txt").read_bytes() == (tmp_path / "tokens" / "skipped.txt").read_bytes()
+
+
+def test_no_link_leads_out_of_a_token_set(model, small, arrays, tmp_path):
+    encode(model, arrays, tmp_path / "tokens")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "tokens" / "skipped.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(TokensError, match=r"skipped\.txt cannot be read: it is a symbolic link"):
+        migrate(tmp_path / "tokens", small, tmp_path / "migrated")
+    assert not (tmp_path / "migrated").exists()
 
 
 def test_tokens_of_dropped_codes_are_refused(model, small, tmp_path):
@@ -284,6 +333,19 @@ def test_the_commands(model, arrays, tmp_path):
     encode(model, arrays, tmp_path / "tokens")
     moved = run("tokens", "migrate", tmp_path / "tokens", tmp_path / "small", "--out", tmp_path / "migrated")
     assert moved.exit_code == 0 and "33 images" in moved.stdout
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_run_that_cannot_be_written_is_counted_all_the_same(writable, arrays, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    make_model(folder / "model", {"kind": "vector", "codebook_size": 60})
+    (folder / "run.json").write_text("{}")
+    access = os.access  # whose word root does not need
+    monkeypatch.setattr(os, "access", lambda path, mode: writable if mode == os.W_OK else access(path, mode))
+    result = run("codebook", folder, "--data", arrays)
+    assert result.exit_code == 0 and "of 60 codes are used" in result.stdout
+    assert (folder / "codebook.png").exists() == (str(folder / "codebook.png") in result.stdout) == writable
+    assert ("codebook.png is not drawn" in result.stderr) != writable
 
 
 @pytest.mark.parametrize("options", [["--prune"], ["--out", "x"], ["--prune", "--out", "x", "--atlas", "y.png"]])

@@ -12,7 +12,10 @@ from kvq import load_config
 from kvq.artifact import save
 from kvq.build import build_model
 from kvq.config import RunConfig
+from kvq.errors import DataError
+from kvq.findings import _existing
 from kvq.health import _divergence, diagnose
+from kvq.progress import Progress
 
 SIDE, CODES = 8, 32
 VECTOR = {"kind": "vector", "codebook_size": CODES}
@@ -59,7 +62,12 @@ def names(result):
 
 @pytest.mark.parametrize(
     "quantizer",
-    [VECTOR, {"kind": "residual", "levels": 2, "base": VECTOR}, {"kind": "ema_cosine_vector", "codebook_size": CODES}],
+    [
+        VECTOR,
+        {"kind": "residual", "levels": 2, "base": VECTOR},
+        {"kind": "shared_residual", "levels": 2, "base": VECTOR},
+        {"kind": "ema_cosine_vector", "codebook_size": CODES},
+    ],
     ids=lambda section: section["kind"],
 )
 def test_a_healthy_codebook_gives_no_finding(quantizer, make_model, arrays, tmp_path):
@@ -70,7 +78,7 @@ def test_a_healthy_codebook_gives_no_finding(quantizer, make_model, arrays, tmp_
 
 def codebook(change):
     def spoil(model):
-        weight = model.quantizer.codebook
+        weight = getattr(model.quantizer, "members", [model.quantizer])[0].codebook
         weight.assign(change(np.array(keras.ops.convert_to_numpy(weight))))
 
     return spoil
@@ -96,6 +104,7 @@ def silent_second_level(model):
 
 
 RESIDUAL = {"kind": "residual", "levels": 2, "base": VECTOR}
+SHARED = {"kind": "shared_residual", "levels": 2, "base": VECTOR}
 SICK = {
     "collapsed": (far_but(5), VECTOR, {"dead codes", "codes far away"}, "codebook.replace_dead_every"),
     "one code": (far_but(1), VECTOR, {"one code", "codes far away", "coarse codes"}, "codebook.initialise"),
@@ -103,6 +112,7 @@ SICK = {
     "exploded": (codebook(lambda values: values * 1e4), VECTOR, {"codes far away", "coarse codes"}, "train.learning_rate"),
     "shrunk": (codebook(lambda values: values * 1e-3), VECTOR, {"codes at the origin", "coarse codes"}, "quantizer.decay"),
     "constant latents": (constant_encoder, VECTOR, {"constant latents", "one code"}, "train.clip_norm"),
+    "collapsed and shared": (far_but(5), SHARED, {"dead codes"}, "quantizer.base.codebook_size"),
     "unused level": (silent_second_level, RESIDUAL, {"unused level"}, "quantizer.levels"),
 }
 
@@ -116,12 +126,42 @@ def test_what_ails_a_codebook_is_named_with_a_setting(sick, make_model, arrays, 
     json.dumps(result["findings"])
 
 
-def test_every_setting_that_is_named_exists(make_model, arrays, tmp_path):
-    config = load_config("fashion_mnist_mini").model_dump()
-    for number, (spoil, quantizer, _, _) in enumerate(SICK.values()):
-        for finding in diagnose(make_model(tmp_path / str(number), spoil, quantizer), arrays)["findings"]:
-            for section, key in (name.split(".") for name in finding["keys"]):
-                assert key in {**config[section], "levels": 0, "groups": 0}, f"{section}.{key}"
+INSIDE = {"kind": "residual", "levels": 2, "base": {"kind": "gumbel", "codebook_size": CODES}}
+COMPUTED = {"kind": "finite_scalar", "levels": [5, 5, 5, 5]}
+
+
+@pytest.mark.parametrize("sick", [*SICK, "inside", "computed"])
+def test_every_setting_that_is_named_exists(sick, make_model, arrays, tmp_path):
+    others = {"inside": (constant_encoder, INSIDE), "computed": (constant_encoder, COMPUTED)}
+    spoil, quantizer = others.get(sick) or SICK[sick][:2]
+    folder = make_model(tmp_path / "model", spoil, quantizer)
+    saved = json.loads((folder / "config.json").read_text())
+    config = {**load_config("fashion_mnist_mini").model_dump(), "quantizer": saved["quantizer"]}
+    findings = diagnose(folder, arrays)["findings"]
+    keys = {key for finding in findings for key in finding["keys"]}
+    for key in keys:
+        value = config
+        for name in key.split("."):
+            assert name in value, key
+            value = value[name]
+    assert any(key.startswith("codebook.") for key in keys) == (sick != "computed")
+    assert sick != "computed" or not any("Start codes" in finding["remedy"] for finding in findings)
+
+
+def test_settings_of_the_quantizer_inside_are_named_as_its():
+    section = RunConfig.model_validate({**load_config("fashion_mnist_mini").model_dump(), "quantizer": RESIDUAL}).quantizer
+    keys = ("quantizer.levels", "quantizer.codebook_size", "quantizer.groups", "codebook.initialise", "train.steps")
+    assert _existing(keys, section) == ("quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps")
+
+
+def test_a_split_that_is_not_there_is_found_out_before_anything_is_computed(make_model, arrays, tmp_path):
+    class Never(Progress):
+        def start(self, total_steps, first_step):
+            raise AssertionError
+
+    np.savez(tmp_path / "a.npz", x_train=np.load(arrays)["x_train"])
+    with pytest.raises(DataError, match="offers the splits train. Received: split=test"):
+        diagnose(make_model(tmp_path / "model"), tmp_path / "a.npz", progress=Never())
 
 
 def test_a_few_codes_that_carry_all_are_seen(make_model, tmp_path):
@@ -144,6 +184,12 @@ def test_small_samples_of_one_source_do_not_count_as_a_shift():
     same = [_divergence(rng.multinomial(2000, p), rng.multinomial(500, p)) for _ in range(20)]
     assert max(same) < 0.05  # half of what is told
     assert _divergence(np.array([9, 0]), np.array([0, 9])) > 0.9
+
+
+@pytest.mark.parametrize("option", [["--data", "fashion_mnist_mini"], ["--backend", "torch"]])
+def test_what_the_installation_has_no_use_for_is_wrong_usage(option):
+    result = CliRunner().invoke(app, ["doctor", *option])
+    assert result.exit_code == 2 and "go with RUN_OR_MODEL" in result.stderr
 
 
 def test_the_command_ends_with_status_1_where_there_is_something(make_model, arrays, tmp_path):

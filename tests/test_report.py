@@ -129,7 +129,8 @@ class Elements(html.parser.HTMLParser):
 
 
 def make_evil_run(folder):
-    run = make_run(folder / EVIL.replace("/", "|"), status=EVIL, command=EVIL, devices=[EVIL], **{EVIL: {EVIL: EVIL}}, error=EVIL)
+    record = {"status": EVIL, "command": EVIL, "devices": [EVIL], EVIL: {EVIL: EVIL}, "error": EVIL, "seed": 10**400}
+    run = make_run(folder / EVIL.replace("/", "|"), **record)
     run.config_file.write_text(f"# {EVIL}\n[train]\nsteps = '{EVIL.replace(chr(39), '')}'\n")
     run.append_metrics({"step": 300, "split": "train", EVIL: 0.5, "loss": 10**400, "psnr": EVIL, "usage": None})
     run.append_metrics({"step": 300, "split": [EVIL], "loss": 0.5})
@@ -150,6 +151,7 @@ def test_what_files_say_becomes_no_markup(tmp_path):
     assert evil.found == plain.found
     assert EVIL.replace("/", "|") in evil.title
     (shown,) = data_of(run.report)["runs"]
+    assert shown["record"]["seed"] == str(10**400)
     assert shown["record"][f"{EVIL}.{EVIL}"] == EVIL and EVIL in shown["config"]["text"] and EVIL in shown["series"]["train"]
 
 
@@ -182,7 +184,8 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_shown(tmp_path, name, put)
     reason = {"link": "it is a symbolic link", "pipe": "it is not a regular file", "rubbish": ""}[put]
     if put != "rubbish" or name not in ("metrics.jsonl", "skipped.txt", "log.txt"):
         assert [note for note in shown["notes"] if name in note and reason in note], shown["notes"]
-    assert '"secret"' not in json.dumps(shown) and [1, 3, 3] != shown["samples"]
+    assert "secret" not in json.dumps(shown) and shown["atlas"] is None
+    assert all(picture(sample["address"]).size != (3, 3) for sample in shown["samples"]["train"])
     assert len(shown["samples"]["validation"]) == 3 and shown["record"]["backend"] == "torch"
 
 
@@ -461,6 +464,8 @@ def test_a_hostile_run_is_text_and_an_empty_one_says_what_is_missing(tmp_path, v
         "no evaluation.json",
     ):
         assert missing in text
+    odd = make_run(tmp_path / "odd", status=7, devices=7, command=7, backend=None, started={}, seed={})
+    assert text_of(visit(report(odd.folder)), "header").split("\n")[-1] == "7 · seed {} · 7"
     failed = make_run(tmp_path / "failed", status="failed", error="TrainingError: the loss is not finite")
     assert (
         text_of(visit(report(failed.folder)), ".alert") == "Failed after step 300 of 2,500: TrainingError: the loss is not finite"

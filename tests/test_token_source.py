@@ -13,7 +13,17 @@ import pytest
 
 from kvq.atomic import write_bytes
 from kvq.data import TokenSource
-from kvq.data.token_set import DTYPES, Preprocessing, TokenPlan, TokenSetSource, smallest_dtype
+from kvq.data.token_set import (
+    _MANIFEST_LIMIT,
+    DTYPES,
+    MOST_SHARDS,
+    Preprocessing,
+    TokenPlan,
+    TokenSet,
+    TokenSetSource,
+    TokenShard,
+    smallest_dtype,
+)
 from kvq.errors import TokensError
 from kvq.tokens.shards import _claim, begin, join, numbers, write_shard
 
@@ -115,6 +125,14 @@ def test_many_shards_leave_few_files_open(tmp_path, monkeypatch):
     for index in (*range(12), 0, 5):
         np.testing.assert_array_equal(source[index]["tokens"], tokens_of(plan)[index])
     assert source._map.cache_info().currsize == 3
+
+
+def test_as_many_shards_as_there_may_be_can_be_listed():
+    size, named = 2**31 - 1, {"bytes": 2**31 - 1, "sha256": "f" * 64}
+    files = {part: {"file": f"{part}-{MOST_SHARDS - 1}.{end}", **named} for part, end in (("tokens", "npy"), ("names", "txt"))}
+    shard = TokenShard(first=size, images=size, **files, labels={"file": f"labels-{MOST_SHARDS - 1}.npy", **named})
+    described = TokenSet(**dict(plan_of()), images=size, skipped=size, shards=[shard] * MOST_SHARDS)
+    assert len(described.model_dump_json(indent=1)) < _MANIFEST_LIMIT
 
 
 def test_it_is_pickled_without_its_tokens(tmp_path):

@@ -300,6 +300,14 @@ def test_what_has_changed_is_refused(model, photos, tmp_path):
         assert contents(out) == before
 
 
+def test_more_shards_than_a_set_can_list_are_refused_before_anything_is_written(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("kvq.tokens.encoding.MOST_SHARDS", 4)
+    with pytest.raises(TokensError, match=r"at most 4 shards. Received: 5, of 10 images each. Give a --shard-size of 12 or more"):
+        encode(model, photos, tmp_path / "set", **CUT)
+    assert not (tmp_path / "set").exists()
+    assert encode(model, photos, tmp_path / "set", **{**CUT, "shard_size": 12})["complete"]
+
+
 def test_a_folder_of_something_else_is_refused(model, photos, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(TokensError, match="must be a new folder"):

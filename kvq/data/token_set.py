@@ -19,7 +19,8 @@ from kvq.errors import TokensError
 MANIFEST = "tokens.json"
 PLAN = ".encoding.json"  # what is being encoded; there while it is
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("|u1"), "uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_MANIFEST_LIMIT = 2**24  # bytes, about 30,000 shards
+MOST_SHARDS = 30_000
+_MANIFEST_LIMIT = 2**24  # bytes: a shard takes up to about 530
 _HEADER_LIMIT = 2**10  # bytes; NumPy writes 128
 _NAME_LIMIT = 2**12  # bytes, as long as a path can be
 
@@ -102,7 +103,7 @@ class TokenSet(TokenPlan):
 
     images: Size
     skipped: Count
-    shards: list[TokenShard] = Field(min_length=1, max_length=100_000)
+    shards: list[TokenShard] = Field(min_length=1, max_length=MOST_SHARDS)
 
 
 def smallest_dtype(vocabulary: int) -> str:

@@ -94,7 +94,7 @@ def _leaf(value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        return value if math.isfinite(value) and abs(value) < 2**53 else str(value)
+        return value if abs(value) < 2**53 else str(value)
     try:
         return json.dumps(value)[:500]
     except RecursionError:

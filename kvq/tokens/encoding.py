@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kvq import artifact
+from kvq.data.token_set import MOST_SHARDS
 from kvq.errors import TokensError
 from kvq.evaluation import images_for
 from kvq.progress import Progress
@@ -39,7 +40,7 @@ def encode(
         out: Folder to write, new or begun by the same call.
         split: Of the data: train, test or all.
         batch_size: How many go through the model at once, at least 1.
-        shard_size: Images to a file, at least 1.
+        shard_size: Images to a file, at least 1; a set has at most 30,000 files of tokens.
         shard: (i, n) encodes every n-th file only, from number i on.
         progress: Told `start`, `step`, `log` and `stop` on the way, in images of this call's share.
         engine: What encodes. Default: `LocalEngine()`, this process. `RayEngine()`: the workers of a Ray cluster.
@@ -52,7 +53,8 @@ def encode(
 
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had.
-        TokensError: If `out` holds something else, was begun with another model or other data, or cannot be written.
+        TokensError: If `out` holds something else, was begun with another model or other data, or cannot be written; or if
+            `shard_size` is too small for so many images.
         WorkerError: If another process that encoded failed.
         ValueError: If a number is out of its range.
     """
@@ -65,6 +67,12 @@ def encode(
     config, out = artifact.check(artifact.model_folder(path)), Path(out)
     source = images_for(path, config, data, split)
     plan = plan_of(config, source, batch_size, shard_size)
+    # Found out now: tokens.json, which comes last, could not be read again.
+    if (count := len(shards.numbers(plan))) > MOST_SHARDS:
+        raise TokensError(
+            f"A set has at most {MOST_SHARDS} shards. Received: {count}, of {shard_size} images each. "
+            f"Give a --shard-size of {-(-len(source) // MOST_SHARDS)} or more."
+        )
     job = Job(Path(path), str(data), source, out, plan)
     try:
         described = shards.begin(out, plan)

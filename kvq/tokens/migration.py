@@ -13,6 +13,9 @@ from kvq.errors import TokensError
 from kvq.index_map import IndexMap, read_index_map
 from kvq.progress import Progress
 from kvq.tokens.shards import SKIPPED, described_file, to_npy
+from kvq.untrusted import read_bytes
+
+_SKIPPED_LIMIT = 2**30  # bytes
 
 
 def migrate(tokens: str | Path, path: str | Path, out: str | Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def migrate(tokens: str | Path, path: str | Path, out: str | Path, progress: Pro
     _check_same(source, config.weights_sha256, index_map, folder)
     if out.exists():
         raise TokensError(f"{out} must be a new folder. It exists.")
+    skipped = _skipped(source.folder / SKIPPED)
     (grid,) = config.grids
     dtype = smallest_dtype(grid.vocabulary)
     progress = progress or Progress()
@@ -63,8 +67,8 @@ def migrate(tokens: str | Path, path: str | Path, out: str | Path, progress: Pro
                 shards.append(shard.model_copy(update={"tokens": described_file(shard.tokens.file, content)}))
                 done += shard.images
                 progress.step(done)
-            if (source.folder / SKIPPED).is_file():
-                write_bytes(temporary / SKIPPED, (source.folder / SKIPPED).read_bytes())
+            if skipped is not None:
+                write_bytes(temporary / SKIPPED, skipped)
             changes = {
                 "kvq_version": __version__,
                 "weights_sha256": config.weights_sha256,
@@ -87,6 +91,17 @@ def migrate(tokens: str | Path, path: str | Path, out: str | Path, progress: Pro
         "bytes": _size(described),
         "weights_sha256": config.weights_sha256,
     }
+
+
+def _skipped(path: Path) -> bytes | None:
+    """The one file of a set that tokens.json does not list, None where there is none."""
+    try:
+        return read_bytes(path, _SKIPPED_LIMIT)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise TokensError(f"{path} cannot be read: {reason}. Put the file itself there, or remove it.") from None
 
 
 def _check_same(source: TokenSource, weights_sha256: str, index_map: IndexMap, folder: Path) -> None:

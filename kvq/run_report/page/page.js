@@ -56,7 +56,7 @@ function heading() {
   if (several) return make("header", {}, make("p", { class: "quiet" }, "kvq report"), make("h1", {}, `${runs.length} runs compared`));
   const [run] = runs;
   const { backend, devices, seed } = run.record;
-  const facts = [backend, devices?.replaceAll(/[[\]"]/g, ""), `seed ${exact(seed)}`, duration(run), run.record.command];
+  const facts = [backend, devices && exact(devices).replaceAll(/[[\]"]/g, ""), `seed ${exact(seed)}`, duration(run), run.record.command];
   return make(
     "header",
     {},
