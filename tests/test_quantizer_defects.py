@@ -96,7 +96,8 @@ def test_loss_does_not_scale_with_the_batch(kind):
     quantizer = build(kind, codebook_size=K)
     small, large = (quantizer(ops.convert_to_tensor(x))["losses"] for x in (latents, np.concatenate([latents] * 8)))
     for name, values in small.items():
-        np.testing.assert_allclose(array(large[name]).mean(), array(values).mean(), rtol=1e-5)
+        # An entropy near 0 is what is left of differences of numbers of about 0.1, in float32.
+        np.testing.assert_allclose(array(large[name]).mean(), array(values).mean(), rtol=1e-5, atol=1e-7)
 
 
 def test_beta_is_on_the_encoder_term():
