@@ -74,6 +74,8 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 line = [(point["value"], point[what]) for point in points if point["axis"] == axis and what in point]
                 axes.plot(*zip(*line, strict=True), marker="o", label=backend)
             axes.set(xscale="log", yscale="log", xlabel=LABELS[axis], ylabel=label)
+            axes.set_xticks(AXES[axis], [f"{value:,}" for value in AXES[axis]], minor=False)
+            axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(path, dpi=100)
