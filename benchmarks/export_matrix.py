@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- begin of the matrix -->\n", "<!-- end of the matrix -->\n"
 STEPS = 20
 BACKENDS = ("jax", "tensorflow", "torch")
-FORMATS = ("onnx", "saved_model", "litert", "openvino", "torch", "stablehlo", "keras")
+FORMATS = ("onnx", "saved_model", "litert", "openvino", "torch", "stablehlo", "keras", "web")
 EMA16 = {"kind": "ema_vector", "codebook_size": 16}
 # Every kind once, 256 codes a position or near it.
 QUANTIZERS: dict[str, dict[str, Any]] = {
