@@ -48,7 +48,8 @@ def arrays(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(arrays):
-    return np.load(arrays)["x_train"][..., None]
+    with np.load(arrays) as file:
+        return file["x_train"][..., None]
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint_and_names_st
     assert error.value.exit_code == 1
     run = Run(tmp_path / "run")
     assert run.record["status"] == "failed" and "reconstruction is inf" in run.record["error"]
-    batch = np.load(run.nonfinite_file(step))
-    assert sum((image == 255).all() for image in batch["images"]) == 1 and len(batch["names"]) == 16
+    with np.load(run.nonfinite_file(step)) as batch:
+        assert sum((image == 255).all() for image in batch["images"]) == 1 and len(batch["names"]) == 16
     saved = [int(folder.name.removeprefix("step_")) for folder in run.checkpoints.iterdir()]
     assert all(number < step for number in saved)
     assert all(np.isfinite(record["loss"]) for record in run.read_metrics())

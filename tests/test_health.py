@@ -47,7 +47,8 @@ def make_model(arrays):
         config = RunConfig.model_validate({**values, "quantizer": quantizer})
         keras.utils.set_random_seed(0)
         model = build_model(config.model, config.quantizer, config.loss, 1)
-        images = np.load(arrays)["x_train"][..., None]
+        with np.load(arrays) as file:
+            images = file["x_train"][..., None]
         model.quantizer.initialise(np.asarray(model.encoder.predict_on_batch(images / 127.5 - 1)))
         spoil(model)
         save(model, config, 1, "fashion_mnist_mini", "train", 1, folder)
@@ -159,7 +160,8 @@ def test_a_split_that_is_not_there_is_found_out_before_anything_is_computed(make
         def start(self, total_steps, first_step):
             raise AssertionError
 
-    np.savez(tmp_path / "a.npz", x_train=np.load(arrays)["x_train"])
+    with np.load(arrays) as file:
+        np.savez(tmp_path / "a.npz", x_train=file["x_train"])
     with pytest.raises(DataError, match="offers the splits train. Received: split=test"):
         diagnose(make_model(tmp_path / "model"), tmp_path / "a.npz", progress=Never())
 
