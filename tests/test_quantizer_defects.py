@@ -93,11 +93,12 @@ def test_every_residual_level_has_a_commitment_gradient():
 @pytest.mark.parametrize("kind", ["vector", "ema_vector", "cosine_vector", "sim_vector", "index_backprop"])
 def test_loss_does_not_scale_with_the_batch(kind):
     latents = normal(0, 2, 5, DIM)
-    quantizer = build(kind, codebook_size=K)
+    # At the default, 0.01, its entropies multiply what rounding does to the latents by 100.
+    softer = {"temperature": 1.0} if kind == "index_backprop" else {}
+    quantizer = build(kind, codebook_size=K, **softer)
     small, large = (quantizer(ops.convert_to_tensor(x))["losses"] for x in (latents, np.concatenate([latents] * 8)))
     for name, values in small.items():
-        # An entropy near 0 is what is left of differences of numbers of about 0.1, in float32.
-        np.testing.assert_allclose(array(large[name]).mean(), array(values).mean(), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(array(large[name]).mean(), array(values).mean(), rtol=1e-5)
 
 
 def test_beta_is_on_the_encoder_term():
