@@ -1,8 +1,6 @@
 """Which codes of a tokenizer a set of images uses, how often, and where: in numbers and as a picture."""
 
 import io
-import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +8,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq.artifact import ArtifactConfig
+from kvq import ops
 from kvq.atomic import write_bytes
 from kvq.code_atlas import CodeRow, code_atlas
-from kvq.data import evaluation_batches, evaluation_transforms, iterate
-from kvq.data.contract import Batch, Source
 from kvq.errors import DataError
-from kvq.evaluation import images_for
+from kvq.evaluation import Images
 from kvq.progress import Progress
 from kvq.tokenizer import Tokenizer
 
@@ -25,7 +21,7 @@ PATCHES = 8  # of a code in the picture, at most one from an image
 
 
 class CodeUse:
-    """Counts codes, and keeps for each code the first places that hold it, one from an image.
+    """Counts codes.
 
     Args:
         codebook_size: Number of values an index can take.
@@ -37,25 +33,15 @@ class CodeUse:
 
     def __init__(self, codebook_size: int, depth: int):
         self.counts = np.zeros((depth, codebook_size), np.int64)
-        self._places = np.zeros((depth * codebook_size, PATCHES, 2), np.int32)
-        self._found = np.zeros(depth * codebook_size, np.int32)
 
     def add(self, tokens: NDArray[np.integer], first: int) -> None:
         """Tokens (n, rows, columns), or (n, rows, columns, depth), of the images from number `first` on."""
-        depth, size = self.counts.shape
-        flat = tokens.reshape(len(tokens), -1, depth) + np.arange(depth) * size
-        self.counts += np.bincount(flat.ravel(), minlength=depth * size).reshape(depth, size)
-        for number, of_image in enumerate(flat, first):
-            codes, at = np.unique(of_image, return_index=True)
-            wanted = self._found[codes] < PATCHES
-            codes, at = codes[wanted], at[wanted]
-            self._places[codes, self._found[codes]] = np.stack([np.full(len(at), number), at // depth], axis=1)
-            self._found[codes] += 1
+        self.counts += np.bincount(self._rows(tokens).ravel(), minlength=self.counts.size).reshape(self.counts.shape)
 
-    def places(self, level: int, code: int) -> NDArray[np.int32]:
-        """(n, 2): number of an image, and of a position in it, row by row; n up to `PATCHES`."""
-        row = level * self.counts.shape[1] + code
-        return self._places[row, : self._found[row]]
+    def _rows(self, tokens: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Of images (n, positions, depth): row of each token in the codebooks of all depths, one after the other."""
+        depth, size = self.counts.shape
+        return tokens.reshape(len(tokens), -1, depth) + np.arange(depth) * size
 
     def most_used(self) -> list[tuple[int, int]]:
         """Level and code, the most used first, up to `SHOWN`."""
@@ -73,40 +59,27 @@ class CodeUse:
         return [divmod(int(code), self.counts.shape[1]) for code in ends]
 
 
-class Images:
-    """The images of a collection, prepared for a tokenizer, in batches that can be had again.
+class CodePlaces(CodeUse):
+    """Counts codes, and keeps for each code the first places that hold it, one from an image."""
 
-    Args:
-        path: Run folder or model folder.
-        config: What its artifact says.
-        data, split: As of `kvq.evaluate`.
-        limit: How many at most, from the first on.
-        batch_size: At least 1.
-    """
+    def __init__(self, codebook_size: int, depth: int):
+        super().__init__(codebook_size, depth)
+        self._places = np.zeros((depth * codebook_size, PATCHES, 2), np.int32)
+        self._found = np.zeros(depth * codebook_size, np.int32)
 
-    def __init__(
-        self, path: str | Path, config: ArtifactConfig, data: str | Path | None, split: str, limit: int | None, batch_size: int
-    ):
-        self.source: Source = images_for(path, config, data, split)
-        self.batch_size = batch_size
-        transforms = evaluation_transforms(config.images.pad, config.images.crop, config.images.resize)
-        self._batches = evaluation_batches(self.source, transforms, batch_size, limit=limit)
+    def add(self, tokens: NDArray[np.integer], first: int) -> None:
+        super().add(tokens, first)
+        for number, of_image in enumerate(self._rows(tokens), first):
+            codes, at = np.unique(of_image, return_index=True)
+            wanted = self._found[codes] < PATCHES
+            codes, at = codes[wanted], at[wanted]
+            self._places[codes, self._found[codes]] = np.stack([np.full(len(at), number), at // len(self.counts)], axis=1)
+            self._found[codes] += 1
 
-    def __len__(self) -> int:
-        """How many batches."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iterate(self._batches)
-
-    def chosen(self, numbers: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
-        """Images (h, w, c) by number: that of their batch times `batch_size`, plus their place there. Each batch is read once."""
-        images: dict[int, NDArray[np.uint8]] = {}
-        for batch, of_batch in itertools.groupby(sorted({*numbers}), lambda number: number // self.batch_size):
-            read = self._batches[batch]["images"]
-            # Copies: a view would keep its whole batch.
-            images |= {number: read[number % self.batch_size].copy() for number in of_batch}
-        return images
+    def places(self, level: int, code: int) -> NDArray[np.int32]:
+        """(n, 2): number of an image, and of a position in it, row by row; n up to `PATCHES`."""
+        row = level * self.counts.shape[1] + code
+        return self._places[row, : self._found[row]]
 
 
 def codebook(
@@ -140,9 +113,12 @@ def codebook(
     """
     tokenizer = Tokenizer.load(path)
     collection = Images(path, tokenizer.config, data, split, images, batch_size)
-    use, seen, skipped = count_codes(tokenizer, collection, progress)
-    if atlas is not None:
-        _draw(tokenizer, collection, use, Path(atlas))
+    shape = tokenizer.vocabulary_size, tokenizer.depth or 1
+    places = CodePlaces(*shape) if atlas else None
+    use = places or CodeUse(*shape)
+    seen, skipped = count_codes(tokenizer, collection, use, progress)
+    if places and atlas:
+        _draw(tokenizer, collection, places, Path(atlas))
     return {
         "images": seen,
         "skipped": skipped,
@@ -163,9 +139,8 @@ def codebook(
     }
 
 
-def count_codes(tokenizer: Tokenizer, images: Images, progress: Progress | None = None) -> tuple[CodeUse, int, int]:
-    """The use of the codes by images; how many that were, and how many files could not be used."""
-    use = CodeUse(tokenizer.vocabulary_size, tokenizer.depth or 1)
+def count_codes(tokenizer: Tokenizer, images: Images, use: CodeUse, progress: Progress | None = None) -> tuple[int, int]:
+    """Adds the codes that images use; how many that were, and how many files could not be used."""
     seen, skipped = 0, []
     progress = progress or Progress()
     progress.start(len(images), 0)
@@ -178,20 +153,19 @@ def count_codes(tokenizer: Tokenizer, images: Images, progress: Progress | None 
     progress.stop()
     if not seen:
         raise DataError(f"No image of {images.source.name} can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
-    return use, seen, len(skipped)
+    return seen, len(skipped)
 
 
 def perplexity(counts: NDArray[np.int64]) -> float:
-    """exp of the entropy of code frequencies, from counts (codebook_size,)."""
-    p = counts[counts > 0] / counts.sum()
-    return float(np.exp(-np.sum(p * np.log(p))))
+    """`kvq.ops.perplexity` of counts (codebook_size,)."""
+    return float(keras.ops.convert_to_numpy(ops.perplexity(keras.ops.convert_to_tensor(counts, "float32"))))
 
 
 def _described(use: CodeUse, codes: list[tuple[int, int]]) -> list[dict[str, int]]:
     return [{"level": level, "code": code, "count": int(use.counts[level, code])} for level, code in codes]
 
 
-def _draw(tokenizer: Tokenizer, images: Images, use: CodeUse, path: Path) -> None:
+def _draw(tokenizer: Tokenizer, images: Images, use: CodePlaces, path: Path) -> None:
     lists = {"most used": use.most_used(), "least used": use.least_used()}
     wanted = {code: use.places(*code) for codes in lists.values() for code in codes}
     originals = images.chosen(int(number) for places in wanted.values() for number, _ in places)

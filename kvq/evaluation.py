@@ -1,12 +1,14 @@
 """How good a tokenizer is on a set of images."""
 
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from kvq import artifact
 from kvq.artifact import ArtifactConfig
@@ -52,22 +54,56 @@ def evaluate(
     """
     tokenizer = Tokenizer.load(path)
     config = tokenizer.config
-    crop, pad, resize = config.images.crop, config.images.pad, config.images.resize
-    source = images_for(path, config, data, split)
-    batches = evaluation_batches(source, evaluation_transforms(pad, crop, resize), batch_size, limit=images)
+    collection = Images(path, config, data, split, images, batch_size)
     if progress:
-        progress.start(len(batches), 0)
-    result = measure(tokenizer.model, iterate(batches), progress)
+        progress.start(len(collection), 0)
+    result = measure(tokenizer.model, collection, progress)
     if progress:
         progress.stop()
     return {
         **result,
-        "data": source.name,
+        "data": collection.source.name,
         "split": split,
-        "crop": crop,
+        "crop": config.images.crop,
         "backend": keras.backend.backend(),
         "weights_sha256": config.weights_sha256,
     }
+
+
+class Images:
+    """The images of a collection, prepared for a tokenizer, in batches that can be had again.
+
+    Args:
+        path: Run folder or model folder.
+        config: What its artifact says.
+        data, split: As of `kvq.evaluate`.
+        limit: How many at most, from the first on.
+        batch_size: At least 1.
+    """
+
+    def __init__(
+        self, path: str | Path, config: ArtifactConfig, data: str | Path | None, split: str, limit: int | None, batch_size: int
+    ):
+        self.source: Source = images_for(path, config, data, split)
+        self.batch_size = batch_size
+        transforms = evaluation_transforms(config.images.pad, config.images.crop, config.images.resize)
+        self._batches = evaluation_batches(self.source, transforms, batch_size, limit=limit)
+
+    def __len__(self) -> int:
+        """How many batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iterate(self._batches)
+
+    def chosen(self, numbers: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+        """Images (h, w, c) by number: that of their batch times `batch_size`, plus their place there. Each batch is read once."""
+        images: dict[int, NDArray[np.uint8]] = {}
+        for batch, of_batch in itertools.groupby(sorted({*numbers}), lambda number: number // self.batch_size):
+            read = self._batches[batch]["images"]
+            # Copies: a view would keep its whole batch.
+            images |= {number: read[number % self.batch_size].copy() for number in of_batch}
+        return images
 
 
 def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None, split: str) -> Source:

@@ -112,10 +112,11 @@ def _of_use(counts: NDArray[np.int64], who: str, restart: str) -> Iterator[Findi
             f"{restart} Or fewer codes.",
             (*_RESTART, "quantizer.codebook_size"),
         )
-    if perplexity(counts) < 0.15 * min(used, possible) or (used < 0.5 * possible and perplexity(counts) < 2):
+    evenly = perplexity(counts)
+    if evenly < 0.15 * min(used, possible) or (used < 0.5 * possible and evenly < 2):
         yield Finding(
             "few codes carry all",
-            f"{who} uses {used} codes, as unevenly as {perplexity(counts):.1f} would be used evenly.",
+            f"{who} uses {used} codes, as unevenly as {evenly:.1f} would be used evenly.",
             f"{restart} The entropy regulariser evens out.",
             (*_RESTART, "quantizer.regularisers"),
         )

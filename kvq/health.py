@@ -9,8 +9,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kvq import artifact
-from kvq.codebook_use import CodeUse, Images, perplexity
+from kvq.codebook_use import CodeUse, perplexity
 from kvq.errors import DataError
+from kvq.evaluation import Images
 from kvq.findings import findings, rms
 from kvq.ops import rescale
 from kvq.progress import Progress
@@ -26,45 +27,59 @@ class SplitUse:
 
     Attributes:
         use: Counts of codes.
+        images: How many there were.
         mse: Mean squared error of reconstructions, of images in [-1, 1].
-        mse_unquantized: The same, decoded from latents that were not quantized.
         latent_rms, latent_deviation: Root of the mean square of latents, and of what is left of them without their mean, in the
             form in which they are compared with codes.
-        relative_error: Mean squared distance of latents to their codes, over the latents' variance.
+        mse_unquantized: As `mse`, decoded from latents that were not quantized; None of a quantizer without one codebook.
+        relative_error: Mean squared distance of latents to their codes, over the latents' variance; None of the same.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: Images, progress: Progress):
-        model, quantizer = tokenizer.model, tokenizer.model.quantizer
-        compared = quantizer.comparable if isinstance(quantizer, CodebookQuantizer) else lambda latents: latents
+        self.model = tokenizer.model
         self.use = CodeUse(tokenizer.vocabulary_size, tokenizer.depth or 1)
-        errors, plain, squares, distances, sums, count = 0.0, 0.0, 0.0, 0.0, 0.0, 0
-        seen = 0
+        self.images = 0
+        # Of images: summed errors. Of positions: how many, summed latents, squares, and squared distances to codes.
+        self._errors = self._plain_errors = self._squares = self._distances = 0.0
+        self._positions, self._sums = 0, np.zeros(self.model.decoder.input_shape[-1])
         progress.start(len(images), 0)
         for number, batch in enumerate(images, 1):
             if len(batch["images"]):
-                shown = np.asarray(ops.convert_to_numpy(rescale(ops.convert_to_tensor(batch["images"]))))
-                latents = np.asarray(model.encoder.predict_on_batch(shown))
-                indices = quantizer.latents_to_indices(ops.convert_to_tensor(latents))
-                codes = np.asarray(ops.convert_to_numpy(quantizer.indices_to_codes(indices)))
-                self.use.add(np.asarray(ops.convert_to_numpy(indices)), seen)
-                errors += float(np.sum(np.mean((model.decoder.predict_on_batch(codes) - shown) ** 2, axis=(1, 2, 3))))
-                inside = np.asarray(ops.convert_to_numpy(compared(ops.convert_to_tensor(latents))), "float64")
-                plain += float(
-                    np.sum(np.mean((model.decoder.predict_on_batch(inside.astype("float32")) - shown) ** 2, axis=(1, 2, 3)))
-                )
-                squares, distances = squares + float(np.sum(inside**2)), distances + float(np.sum((inside - codes) ** 2))
-                sums, count = sums + inside.sum(axis=(0, 1, 2)), count + inside[..., 0].size
-                seen += len(shown)
+                self._add(batch["images"])
             progress.step(number)
         progress.stop()
-        if not seen:
+        if not self.images:
             raise DataError(f"No image of {images.source.name} ({images.source.split}) can be used.")
-        mean = sums / count
-        self.images = seen
-        self.mse, self.mse_unquantized = errors / seen, plain / seen
-        self.latent_rms = float(np.sqrt(squares / count))
-        self.latent_deviation = float(np.sqrt(max(squares / count - float(np.sum(mean**2)), 0.0)))
-        self.relative_error = distances / count / self.latent_deviation**2 if self.latent_deviation else float("inf")
+        self.mse = self._errors / self.images
+        square, mean = self._squares / self._positions, self._sums / self._positions
+        self.latent_rms = float(np.sqrt(square))
+        self.latent_deviation = float(np.sqrt(max(square - float(np.sum(mean**2)), 0.0)))
+        self.mse_unquantized = self.relative_error = None
+        if isinstance(self.model.quantizer, CodebookQuantizer):
+            variance = self.latent_deviation**2
+            self.mse_unquantized = self._plain_errors / self.images
+            self.relative_error = self._distances / self._positions / variance if variance else float("inf")
+
+    def _add(self, images: NDArray[np.uint8]) -> None:
+        quantizer = self.model.quantizer
+        shown = _array(rescale(ops.convert_to_tensor(images)))
+        latents = _array(self.model.encoder.predict_on_batch(shown))
+        indices = quantizer.latents_to_indices(ops.convert_to_tensor(latents))
+        codes = _array(quantizer.indices_to_codes(indices))
+        self.use.add(_array(indices), self.images)
+        self._errors += self._error(codes, shown)
+        if isinstance(quantizer, CodebookQuantizer):
+            latents = _array(quantizer.comparable(ops.convert_to_tensor(latents)))
+            self._plain_errors += self._error(latents, shown)
+            self._distances += float(np.sum((latents.astype("float64") - codes) ** 2))
+        self._squares += float(np.sum(latents.astype("float64") ** 2))
+        self._sums += latents.sum(axis=(0, 1, 2), dtype="float64")
+        self._positions += latents[..., 0].size
+        self.images += len(images)
+
+    def _error(self, codes: NDArray[np.floating], shown: NDArray[np.floating]) -> float:
+        """Sum over images of the mean squared error of what the decoder makes of codes."""
+        return float(np.sum(np.mean((self.model.decoder.predict_on_batch(codes) - shown) ** 2, axis=(1, 2, 3))))
 
 
 def diagnose(
@@ -117,7 +132,7 @@ def _validated_on(path: str | Path) -> str | None:
 
 def _codes(tokenizer: Tokenizer) -> NDArray[np.floating] | None:
     quantizer = tokenizer.model.quantizer
-    return np.asarray(ops.convert_to_numpy(quantizer.codes())) if isinstance(quantizer, CodebookQuantizer) else None
+    return _array(quantizer.codes()) if isinstance(quantizer, CodebookQuantizer) else None
 
 
 def _measured(train: SplitUse, validation: SplitUse, codes: NDArray[np.floating] | None) -> dict[str, Any]:
@@ -132,12 +147,16 @@ def _measured(train: SplitUse, validation: SplitUse, codes: NDArray[np.floating]
         "latent_rms": train.latent_rms,
         "latent_deviation": train.latent_deviation,
         "code_rms": None if codes is None else rms(codes[used]),
-        "relative_error": None if codes is None else train.relative_error,
-        "quantization_share": None if codes is None or not train.mse else 1.0 - train.mse_unquantized / train.mse,
+        "relative_error": train.relative_error,
+        "quantization_share": None if train.mse_unquantized is None or not train.mse else 1.0 - train.mse_unquantized / train.mse,
         "mse": train.mse,
         "validation_mse": validation.mse,
         "code_shift": max(_divergence(*rows) for rows in zip(counts, validation.use.counts, strict=True)),
     }
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _divergence(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -11,8 +11,9 @@ from kvq import artifact
 from kvq.artifact import ArtifactConfig
 from kvq.atomic import new_folder, write_text
 from kvq.build import build_model
-from kvq.codebook_use import Images, count_codes
+from kvq.codebook_use import CodeUse, count_codes
 from kvq.errors import ArtifactError
+from kvq.evaluation import Images
 from kvq.index_map import NAME, IndexMap
 from kvq.model import VQVAE
 from kvq.progress import Progress
@@ -58,7 +59,8 @@ def prune(
     config = before.config
     _check_prunable(path, config.quantizer)
     collection = Images(path, config, data, split, images, batch_size)
-    use, seen, skipped = count_codes(before, collection, progress)
+    use = CodeUse(before.vocabulary_size, before.depth or 1)
+    seen, skipped = count_codes(before, collection, use, progress)
     model, kept = pruned(before.model, config, use.counts > 0)
     config = smaller(config, len(kept[0]))
     index_map = IndexMap(

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimizer": {"ops"},
     "build": {"config", "networks", "quantizers", "model", "optimizer"},
     "run": {"atomic", "errors", "untrusted", "config"},
-    "run_report": {"atomic", "errors", "untrusted", "config", "run"},
+    "pages": set(),
+    "run_report": {"atomic", "errors", "untrusted", "config", "run", "pages"},
     "tensorboard": {"errors", "progress", "run"},
     "tensor_names": {"layers", "model"},
     "artifact": {
@@ -62,12 +63,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "index_map": {"errors", "untrusted", "quantizer_sections"},
     "code_atlas": set(),
-    "codebook_use": {"atomic", "errors", "progress", "data", "artifact", "tokenizer", "evaluation", "code_atlas"},
+    "codebook_use": {"atomic", "errors", "ops", "progress", "tokenizer", "evaluation", "code_atlas"},
     "findings": {"codebook_use"},
-    "health": {"errors", "findings", "ops", "progress", "quantizers", "run", "artifact", "tokenizer", "codebook_use"},
+    "health": {
+        "errors",
+        "evaluation",
+        "findings",
+        "ops",
+        "progress",
+        "quantizers",
+        "run",
+        "artifact",
+        "tokenizer",
+        "codebook_use",
+    },
     "pruning": {
         *("atomic", "errors", "progress", "artifact", "tensor_names", "index_map", "model", "build", "quantizers"),
-        *("tokenizer", "codebook_use"),
+        *("tokenizer", "codebook_use", "evaluation"),
     },
     "evaluation": {"errors", "ops", "metrics", "progress", "quantizers", "data", "run", "artifact", "model", "tokenizer"},
     "reconstruction": {"errors", "ops", "data", "artifact", "tokenizer"},
@@ -115,7 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "exporters": {
         *("atomic", "errors", "ops", "backends", "download", "data"),
-        *("artifact", "quantizers", "model", "tokenizer", "evaluation"),
+        *("artifact", "quantizers", "model", "tokenizer", "evaluation", "pages"),
     },
 }
 # These may name a backend, inside a function: whoever imports them must not import one by that.

@@ -14,10 +14,11 @@ from kvq import load_config
 from kvq.artifact import check, save
 from kvq.build import build_model
 from kvq.code_atlas import CodeRow, code_atlas
-from kvq.codebook_use import PATCHES, SHOWN, CodeUse, Images, codebook
+from kvq.codebook_use import PATCHES, SHOWN, CodePlaces, codebook
 from kvq.config import RunConfig
 from kvq.data import FolderSource, TokenSource
 from kvq.errors import ArtifactError, DataError, TokensError
+from kvq.evaluation import Images
 from kvq.index_map import NAME, IndexMap, read_index_map
 from kvq.pruning import prune
 from kvq.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def test_counts_are_those_of_the_tokens(model, arrays, images):
 def test_places_hold_their_code_and_are_of_different_images():
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 6, (40, 3, 3, 2))
-    use = CodeUse(6, 2)
+    use = CodePlaces(6, 2)
     for start in range(0, 40, 15):
         use.add(tokens[start : start + 15], start)
     for level in range(2):

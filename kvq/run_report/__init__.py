@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from kvq import __version__
+from kvq import __version__, pages
 from kvq.atomic import write_bytes
 from kvq.errors import RunError
 from kvq.run import Run, now
@@ -54,7 +54,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
 def page(runs: list[dict[str, Any]]) -> bytes:
     """The page of what `read_run` gave."""
     folder = importlib.resources.files("kvq.run_report") / "page"
-    style = (folder / "style.css").read_text("utf-8")
+    style = pages.style((folder / "style.css").read_text("utf-8"))
     script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     data = json.dumps({"kvq": __version__, "written": now(), "runs": runs}, allow_nan=False)
     filled = Template((folder / "index.html").read_text("utf-8")).substitute(

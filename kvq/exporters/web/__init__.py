@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kvq import pages
 from kvq.artifact import ArtifactConfig
 from kvq.atomic import write_bytes
 from kvq.errors import KvqError
@@ -27,6 +28,7 @@ PAGE = (
     *("style.css", "onnxruntime_LICENSE.txt", "index.html"),
 )
 CHANNELS = (1, 3)
+PARTS = ("encoder", "decoder")
 # Codes at most, of all levels together, that get a colour of their own by what they mean.
 COLOURED = 4096
 
@@ -40,11 +42,13 @@ def _write(folder: Path, tokenizer: Tokenizer, archive: Path, free: bool) -> dic
     """Writes everything but the parts; the page that uses them last."""
     page = importlib.resources.files("kvq.exporters.web") / "page"
     files = runtime.unpack(archive)
-    loaded = {part.name: part.stat().st_size for part in sorted(folder.glob("*.onnx"))}
+    parts = [folder / f"{name}.{onnx.EXPORTER.extension}" for name in PARTS]
+    loaded = {part.name: part.stat().st_size for part in parts}
     loaded |= {name: len(content) for name, content in files.items() if name.endswith(".wasm")}
     described = {**_described(tokenizer, free), "bytes": loaded}
     files["model.json"] = (json.dumps(described) + "\n").encode("utf-8")
     files |= {name: (page / name).read_bytes() for name in PAGE}
+    files["style.css"] = pages.style(files["style.css"].decode("utf-8")).encode("utf-8")
     for name, content in files.items():
         write_bytes(folder / name, content)
     return {
@@ -105,5 +109,5 @@ def _hex(hue: float, lightness: float) -> str:
 
 
 EXPORTER = dataclasses.replace(
-    onnx.EXPORTER, bundle=Bundle(parts=("encoder", "decoder"), entry=PAGE[-1], check=_check, runtime=runtime.find, write=_write)
+    onnx.EXPORTER, bundle=Bundle(parts=PARTS, entry=PAGE[-1], check=_check, runtime=runtime.find, write=_write)
 )
