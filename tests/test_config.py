@@ -68,7 +68,7 @@ def test_shipped_configuration_loads_and_says_what_it_is(name):
 
 
 def test_the_configurations_of_the_experiments_are_there():
-    expected = {"cifar10", "fashion_mnist", "fashion_mnist_mini", "mnist", "mscoco", "mscoco_resnet"}
+    expected = {"cifar10", "fashion_mnist", "fashion_mnist_mini", "mnist", "mscoco", "mscoco_paper", "mscoco_resnet"}
     assert expected <= set(list_configs())
 
 
