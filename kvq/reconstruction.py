@@ -33,6 +33,8 @@ def reconstruct(path: str | Path, images: Sequence[str | Path], out: str | Path)
     if doubles:
         raise DataError(f"Images must have different names, since each is written as NAME.png. Received twice: {doubles[0]}.")
     for file in files:
+        if not file.is_file():
+            raise DataError(f"{file} is {'a folder' if file.is_dir() else 'not there'}. Give image files, such as FOLDER/*.jpg.")
         decode_image(file)
     out, written = Path(out), []
     try:

@@ -197,6 +197,8 @@ class Run:
         try:
             return read_bytes(path, limit)
         except (OSError, ValueError) as error:
+            if not self.folder.exists():
+                raise RunError(f"There is no {self.folder}. Give a run folder, as `kvq train` writes it.") from None
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise RunError(f"{path} cannot be read: {reason}. A run folder has a {path.name}.") from None
 

@@ -95,6 +95,13 @@ def test_what_fits_the_grid_is_what_the_tokenizer_gives(run, tmp_path):
         np.testing.assert_array_equal(np.asarray(restored), expected)
 
 
+def test_a_folder_or_a_missing_image_is_refused_by_what_it_is(run, tmp_path):
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "none.png", "not there")):
+        with pytest.raises(DataError, match=f"^{path} is {what}. Give image files"):
+            reconstruct(run, [path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_unreadable_image_and_nothing_is_written(run, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("not an image")

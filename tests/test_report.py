@@ -320,7 +320,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
     newer = make_run(tmp_path / "newer")
     newer.update_record(format_version=2)
     cases = [
-        ([tmp_path / "none"], "none/run.json cannot be read: No such file or directory. A run folder has a run.json."),
+        ([tmp_path / "none"], "none. Give a run folder, as `kvq train` writes it."),
         ([run.folder, tmp_path], "run.json cannot be read"),
         ([newer.folder], "is a run of format 2"),
         ([run.folder, "--out", tmp_path / "no" / "page.html"], "page.html cannot be written: No such file or directory."),
