@@ -60,7 +60,7 @@ def make_quantizer():
 def chromium():
     """A function of a folder for the browser's files that opens one: a context of its driver, and a list.
 
-    After the context the list has every request that the browser began, as `url` and `initiator`, workers' too.
+    After the context the list has every request that a page began, as `url` and `initiator`, workers' too.
     """
     if not importlib.util.find_spec("selenium"):
         pytest.skip("selenium is not installed: pip install selenium.")
@@ -87,8 +87,9 @@ def chromium():
             driver.quit()
         events = json.loads(log.read_text("utf-8"))
         started = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-        requests += [
-            event["params"] for event in events["events"] if event["type"] == started and "url" in event.get("params", {})
-        ]
+        asked = [event["params"] for event in events["events"] if event["type"] == started and "url" in event.get("params", {})]
+        # What the browser itself asks for has no origin, or that of one of its own pages, such as a new tab's.
+        own = ("not an origin", "chrome://", "chrome-untrusted://")
+        requests += [request for request in asked if not request.get("initiator", own[0]).startswith(own)]
 
     return browser

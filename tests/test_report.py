@@ -353,8 +353,7 @@ def visit(chromium, tmp_path):
 
         yield opened
         check()
-    # What the browser itself asks for has no origin.
-    assert [request["url"] for request in requests if request["initiator"] != "not an origin"] == []
+    assert [request["url"] for request in requests] == []
 
 
 def text_of(driver, selector):
