@@ -3,8 +3,8 @@
     pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40 --out docs/benchmarks.md
 
 Each line is `benchmarks/train_step.py` in a process of its own: kvq and one peer of the same backend, in turn, from the same
-weights, after a check that both have the same number of parameters and the same first loss. The processes of a workload take turns
-as well, so that `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
+weights, after a check that both have the same number of parameters and the same first loss. The processes of a workload take
+turns as well, so that `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
 """
 
 import argparse
@@ -147,11 +147,11 @@ HEAD = """# Benchmarks
 
 kvq through `kvq train`'s own path, with pipeline, metrics and callbacks; the peers with their batches ready in memory, without
 measures or logs. Same network, weights, images, precision, number of parameters and first loss, which the benchmark checks. With
-mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. The two take turns in one process; `ratio` is
-the median over pairs of neighbouring turns, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was fastest,
-in a process that took turns with the peer's. `of peak`: the convolutions of kvq's step, in FLOP a second, over what a large product
-of matrices in the same precision reached on that backend in between. Compare ratios, not seconds: other work on the machine slows
-both sides.
+mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. The two take turns in one process; `ratio`
+is the median over pairs of neighbouring turns, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was
+fastest, in a process that took turns with the peer's. `of peak`: the convolutions of kvq's step, in FLOP a second, over what a
+large product of matrices in the same precision reached on that backend in between. Compare ratios, not seconds: other work on the
+machine slows both sides.
 
 """
 
