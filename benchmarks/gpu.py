@@ -216,6 +216,7 @@ def train_for(found: Found, until: float, config: str, seconds: float, folder: P
     often = [f"train.{name}={max(steps // 4, 1)}" for name in ("validate_every", "sample_every")] + [
         f"train.log_every={max(steps // 20, 1)}"
     ]
+    often += ["data.validation_images=32"] if QUICK else []
     command = [sys.executable, "-m", "kvq_cli", "train", config, "--backend", backend, "--out", str(out), "--steps", str(steps)]
     command += [*data, *(word for one in often for word in ("--set", one)), "--json"]
     started = time.monotonic()
