@@ -43,14 +43,18 @@ def main() -> None:
         arguments.out.write_text(json.dumps({**known, arguments.backend: points}, indent=1) + "\n", "utf-8")
 
 
-def measure(backend: str, work: dict[str, int]) -> dict[str, Any]:
-    """Median seconds of a step, and the peak of the process' memory in MiB; or `error`."""
-    sets = [
+def settings(work: dict[str, int]) -> list[str]:
+    """What `--set` takes for a point."""
+    return [
         f"train.batch_size={work['batch']}",
         f"data.crop={work['side']}",
         f'quantizer={{kind="vector", codebook_size={work["codebook"]}}}',
     ]
-    options = [word for one in sets for word in ("--set", one)]
+
+
+def measure(backend: str, work: dict[str, int]) -> dict[str, Any]:
+    """Median seconds of a step, and the peak of the process' memory in MiB; or `error`."""
+    options = [word for one in settings(work) for word in ("--set", one)]
     command = [sys.executable, "-m", "kvq_cli", "benchmark", "cifar10", "--backend", backend, "--rounds", "3", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr

@@ -3,8 +3,9 @@
     python benchmarks/quantizers.py --python jax=PYTHON --python tensorflow=PYTHON --python torch=PYTHON
 
 16,384 latents of 64 channels, one process per cell, cells in turn for some rounds. Prints a Markdown table: medians, how many
-times faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process holds
-at most above what it held before the first pass. `--memory` instead shows how that grows with the number of codes at 16 channels.
+times faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process (with
+a GPU: the GPU, for its tensors) holds at most above what it held before the first pass. `--memory` instead shows how that grows
+with the number of codes at 16 channels.
 Without `--python`, every contender runs on the Python that runs this; give one for each backend where they live apart.
 """
 
@@ -12,13 +13,14 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from device_steps import peak
 
 N = 16_384
 CONTENDERS = {
@@ -70,28 +72,44 @@ def kvq_pass(backend: str, latents: Any, codebook: Any) -> Callable[[], Any]:
             return tape.gradient(value, [z, quantizer.codebook.value])
 
         tensor = tf.constant(grid)
-        return lambda: graph(tensor)
+        return lambda: graph(tensor)[0][0, 0, 0, 0].numpy()  # a GPU is done when a number comes back
     tensor = keras.ops.convert_to_tensor(grid).requires_grad_()
 
     def eager() -> None:
         tensor.grad = quantizer.codebook.value.grad = None
         loss(quantizer(tensor, training=True), tensor.detach()).backward()
+        _wait_for_torch()
 
     return eager
+
+
+def _torch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _wait_for_torch() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def their_pass(latents: Any, codebook: Any) -> Callable[[], Any]:
     import torch
     from vector_quantize_pytorch import VectorQuantize
 
-    module = VectorQuantize(latents.shape[1], len(codebook), learnable_codebook=True, ema_update=False, rotation_trick=False)
+    device, dim = _torch_device(), latents.shape[1]
+    module = VectorQuantize(dim, len(codebook), learnable_codebook=True, ema_update=False, rotation_trick=False).to(device)
     module.train()._codebook.embed.data.copy_(torch.tensor(codebook)[None])
-    tensor = torch.tensor(latents.reshape(16, 1024, -1), requires_grad=True)
+    tensor = torch.tensor(latents.reshape(16, 1024, -1), device=device, requires_grad=True)
 
     def eager() -> None:
         tensor.grad = module._codebook.embed.grad = None
         codes, _, loss = module(tensor)
         ((codes * tensor.detach()).sum() + loss).backward()
+        _wait_for_torch()
 
     return eager
 
@@ -100,7 +118,7 @@ def cdist_pass(latents: Any, codebook: Any) -> Callable[[], Any]:
     import torch
     import torch.nn.functional as F
 
-    z, e = torch.tensor(latents, requires_grad=True), torch.tensor(codebook, requires_grad=True)
+    z, e = (torch.tensor(array, device=_torch_device(), requires_grad=True) for array in (latents, codebook))
 
     def eager() -> None:
         z.grad = e.grad = None
@@ -109,6 +127,7 @@ def cdist_pass(latents: Any, codebook: Any) -> Callable[[], Any]:
         codes = e[indices]
         loss = F.mse_loss(codes, z.detach()) + 0.25 * F.mse_loss(z, codes.detach())
         (((z + (codes - z).detach()) * z.detach()).sum() + loss).backward()
+        _wait_for_torch()
 
     return eager
 
@@ -122,17 +141,13 @@ def cell(contender: str, codes: int, dim: int, passes: int) -> dict[str, float]:
         run = kvq_pass(CONTENDERS[contender], latents, codebook)
     else:
         run = {"vector-quantize-pytorch": their_pass, "torch.cdist": cdist_pass}[contender](latents, codebook)
-    before = _peak()
+    before = peak(CONTENDERS[contender])["peak_mib"]
     seconds = []
     for _ in range(passes):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(seconds[1:] or seconds), "mebibytes": _peak() - before}
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": statistics.median(seconds[1:] or seconds), "mebibytes": peak(CONTENDERS[contender])["peak_mib"] - before}
 
 
 def in_a_process(contender: str, codes: int, dim: int, passes: int, pythons: dict[str, str]) -> dict[str, float] | None:
@@ -150,6 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--codes", type=int, nargs="+", default=[512, 8192, 65536])
+    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="repeatable; default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON list on stdout instead of the table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="memory against the number of codes, kvq alone")
     parser.add_argument("--python", action="append", default=[], metavar="BACKEND=PYTHON")
@@ -160,7 +177,9 @@ def main() -> None:
         return
     pythons = dict(pair.split("=", 1) for pair in arguments.python)
     kvq_alone = [contender for contender in CONTENDERS if contender.startswith("kvq")]
-    contenders, sizes = (kvq_alone, [2**10, 2**14, 2**18]) if arguments.memory else (list(CONTENDERS), arguments.codes)
+    contenders, sizes = (
+        (kvq_alone, [2**10, 2**14, 2**18]) if arguments.memory else (arguments.contender or list(CONTENDERS), arguments.codes)
+    )
     dim = 16 if arguments.memory else 64
     measured: dict[tuple[str, int], list[dict[str, float]]] = {}
     for _ in range(arguments.rounds):
@@ -169,6 +188,12 @@ def main() -> None:
                 result = in_a_process(contender, codes, dim, 6 if codes < 10_000 else 3, pythons)
                 if result:
                     measured.setdefault((contender, codes), []).append(result)
+    if arguments.json:
+        cells = [
+            {"contender": one, "codes": codes, "rounds": measured.get((one, codes))} for one in contenders for codes in sizes
+        ]
+        print(json.dumps(cells))
+        return
     print(f"{N} latents of {dim} channels, forward and backward; {os.cpu_count()} cores, {_cpu()}\n")
     print("| | " + " | ".join(f"K = {codes:,}: s | faster | MiB" for codes in sizes) + " |")
     print("|---" * (1 + 3 * len(sizes)) + "|")

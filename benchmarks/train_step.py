@@ -10,16 +10,25 @@ of the hand-written ones, and so on. kvq's side is `kvq.training.train` itself, 
 it hands over between two steps, where it reports progress. The loop by hand has its batches ready in memory, measures nothing
 and logs nothing. `ratio` is the median over pairs of neighbouring blocks, since other work on a machine slows both.
 
+Beside both, in each pair of blocks, a large product of matrices on the same backend in the same precision: how fast the hardware
+is here at its best. `of_peak` is what a step, counted by `step_flop`, uses of that.
+
+With `--in-turn` a line `turn` on stdout says that a pair of blocks, or what comes before the first, is done, and the next waits
+for a line on stdin: so `training_step.py` lets several of these processes take turns.
+
 Without `--data` the images are noise of the configuration's size: no step takes longer or shorter for it.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +37,81 @@ from kvq.progress import Progress
 
 BATCHES = 16  # that the hand-written loop goes round in
 SETTLING = 0.05  # seconds for which read-ahead threads may finish before the other side is timed
+# How far the first losses of the two may lie apart, relatively. bfloat16 has 8 bits where float32 has 24, and each side rounds at
+# other places: 5e-5 apart for W1 and 2e-5 for W2 on a CPU, where the loss in float32 is 1.5e-3 away from W1's. TF32, which GPUs
+# use for float32 unasked, has 11 bits.
+TOLERANCES = {"float32": 1e-4, "tf32": 1e-3, "mixed_bfloat16": 1e-3}
+
+
+class Product:
+    """A large product of square matrices in the backend's own way: the most FLOP a second to be had here.
+
+    Args:
+        backend: The backend.
+        precision: That of the training step.
+        wait: Waits until all that was queued is done.
+    """
+
+    def __init__(self, backend: str, precision: str, wait: Any):
+        import keras
+        import numpy as np
+
+        from kvq.backends import devices
+
+        self.backend, self.wait = backend, wait
+        self.side, self.repeats = (2048, 1) if devices(backend)[0] == "cpu" else (8192, 4)
+        values = np.random.default_rng(0).normal(size=(self.side, self.side)).astype("float32")  # zeros would be faster on GPUs
+        self.matrix = keras.ops.cast(values, "bfloat16" if precision == "mixed_bfloat16" else "float32")
+        self.measure()  # what is compiled is compiled now
+
+    def measure(self) -> float:
+        """FLOP a second, once."""
+        import keras
+
+        with _products_round_like_convolutions(self.backend):
+            self.wait()
+            started = time.perf_counter()
+            for _ in range(self.repeats):
+                result = keras.ops.matmul(self.matrix, self.matrix)
+            self.wait()
+            seconds = time.perf_counter() - started
+        del result
+        return self.repeats * 2.0 * self.side**3 / seconds
+
+
+@contextlib.contextmanager
+def _products_round_like_convolutions(backend: str) -> Iterator[None]:
+    """PyTorch lets GPUs round the inputs of float32 convolutions to TF32, but not those of products."""
+    if backend != "torch":
+        yield
+        return
+    import torch
+
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    products.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32 = before
+
+
+def step_flop(model: Any, image_shape: tuple[int, int, int, int]) -> int:
+    """FLOP of a training step on images of this shape: those of the convolutions.
+
+    A kernel is applied once at each position: of the output, or of the input where the convolution is transposed; 2 FLOP a
+    weight. The gradients of its inputs and of itself take as many each. The search for codes is not counted: 1.5% with 512.
+    """
+    from math import prod
+
+    from kvq.layers import leaf_layers
+
+    forward, shape = 0, image_shape
+    for layer in (*leaf_layers(model.encoder), *leaf_layers(model.decoder)):
+        before, shape = shape, layer.compute_output_shape(shape) if hasattr(layer, "kernel") else shape
+        if hasattr(layer, "kernel"):
+            batch, height, width, _ = before if "Transpose" in type(layer).__name__ else shape
+            forward += 2 * prod(layer.kernel.shape) * batch * height * width
+    return 3 * forward
 
 
 class InTurn(Progress):
@@ -37,18 +121,23 @@ class InTurn(Progress):
         loop: The hand-written loop.
         wait: Waits until all that was queued is done.
         batches: Its images.
+        product: The matrix product beside them.
         block: Steps in a block.
         warm_up: Steps of either side before the first block.
+        told: Whether to wait for a line on stdin before each pair of blocks.
 
-    `kvq` and `hand` hold the seconds a step of each block, by the clock and of all threads together.
+    `kvq` and `hand` hold the seconds a step of each block, by the clock and of all threads together; `peak` FLOP a second.
     """
 
-    def __init__(self, loop: Any, wait: Any, batches: list[Any], block: int, warm_up: int):
-        self.loop, self.wait, self.batches, self.block, self.warm_up = loop, wait, batches, block, warm_up
+    def __init__(self, loop: Any, wait: Any, batches: list[Any], product: Product, block: int, warm_up: int, told: bool):
+        self.loop, self.wait, self.batches, self.product = loop, wait, batches, product
+        self.block, self.warm_up, self.told = block, warm_up, told
+        self.peak: list[float] = []
         self.kvq: list[tuple[float, float]] = []
         self.hand: list[tuple[float, float]] = []
 
     def start(self, total_steps: int, first_step: int) -> None:
+        self._await_turn()
         self._by_hand(self.warm_up)
 
     def step(self, step: int) -> None:
@@ -61,7 +150,16 @@ class InTurn(Progress):
             self._start()
             self._by_hand(self.block)
             self.hand.append(self._since_start())
+            time.sleep(SETTLING)
+            self.peak.append(self.product.measure())
+        self._await_turn()
         self._start()
+
+    def _await_turn(self) -> None:
+        if self.told:
+            print("turn", flush=True)
+            if not sys.stdin.readline():
+                raise SystemExit("Nobody waits for the next turn.")
 
     def _by_hand(self, steps: int) -> None:
         for number in range(steps):
@@ -93,7 +191,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import keras
     import numpy as np
 
-    from kvq import artifact, training
+    from kvq import artifact, backends, training
     from kvq.config import load_config
     from kvq.data import iterate, open_source, training_batches, training_transforms
 
@@ -101,7 +199,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     # Nothing but steps and their records: pictures, validation and checkpoints come after the last block.
     rare = [f"train.{name}={10**9}" for name in ("sample_every", "validate_every")] + [f"checkpoint.every_steps={10**9}"]
     total = arguments.warm_up + steps
-    config = load_config(arguments.config, [*rare, *arguments.set, f"train.steps={total}", "data.validation_images=1"])
+    fixed = [f"train.steps={total}", f"train.precision={arguments.precision}", "data.validation_images=1"]
+    config = load_config(arguments.config, [*rare, *arguments.set, *fixed])
     train, data = config.train, config.data
     images = arguments.data or _noise(folder, config, arguments.channels)
     source = open_source(str(images), "train")
@@ -118,23 +217,31 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     parameters = sum(int(np.prod(weights[name].shape)) for name in trainable)
     if loop.parameters() != parameters:
         raise SystemExit(f"Not the same model: {parameters:,} parameters in kvq and {loop.parameters():,} by hand.")
-    loss_hand = loop.first_loss(batches[0])
-    if abs(loss_hand - loss_kvq) > 1e-4 * loss_kvq:
+    loss_hand, device = loop.first_loss(batches[0]), backends.devices(arguments.backend)[0]
+    rounds = train.precision == "float32" and device != "cpu" and backends.tf32(arguments.backend)
+    tolerance = TOLERANCES["tf32" if rounds else train.precision]
+    if abs(loss_hand - loss_kvq) > tolerance * loss_kvq:
         raise SystemExit(f"The two do not compute the same: the first loss is {loss_kvq} in kvq and {loss_hand} by hand.")
 
     same = {
         "backend": arguments.backend,
         "peer": arguments.peer or f"{arguments.backend}_loop",
         "config": arguments.config,
+        "precision": train.precision,
+        "device": device,
         "batch_size": train.batch_size,
         "parameters": parameters,
         "loss_kvq": loss_kvq,
         "loss_hand": loss_hand,
+        "tolerance": tolerance,
+        "flop": step_flop(model, batches[0].shape),
     }
     if arguments.check:
         return same
 
-    turns = InTurn(loop, module.wait, batches, block, arguments.warm_up)
+    del model
+    product = Product(arguments.backend, train.precision, module.wait)
+    turns = InTurn(loop, module.wait, batches, product, block, arguments.warm_up, arguments.in_turn)
     training.train(config, folder / "run", data=images, progress=turns)
     (kvq, kvq_cpu), (hand, hand_cpu) = np.transpose(turns.kvq), np.transpose(turns.hand)
     return {
@@ -142,6 +249,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "kvq_s": float(np.median(kvq)),
         "hand_s": float(np.median(hand)),
         "ratio": float(np.median(kvq / hand)),
+        "peak_flop_s": float(np.median(turns.peak)),
+        "of_peak": float(np.median(same["flop"] / (kvq * turns.peak))),
+        "hand_of_peak": float(np.median(same["flop"] / (hand * turns.peak))),
         "ratio_quartiles": np.percentile(kvq / hand, (25, 75)).tolist(),
         # Of all blocks together: with the records and whatever else came between steps.
         "ratio_of_sums": float(kvq.sum() / hand.sum()),
@@ -187,6 +297,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="compare parameters and first losses, and stop")
     parser.add_argument("--channels", type=int, help="of the noise; default: 1 where the configuration pads, else 3")
     parser.add_argument("--config", default="fashion_mnist_mini", help="what `kvq train` takes")
+    parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32", help="of both sides")
+    parser.add_argument("--in-turn", action="store_true", help="wait for a line on stdin before each pair of blocks")
     parser.add_argument("--steps", type=int, default=200, help="of each side, after the warm-up")
     parser.add_argument("--block", type=int, default=10, help="steps before the other side has its turn")
     parser.add_argument("--warm-up", type=int, default=10, help="steps that are not timed")

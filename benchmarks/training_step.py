@@ -3,17 +3,22 @@
     pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40 --out docs/benchmarks.md
 
 Each line is `benchmarks/train_step.py` in a process of its own: kvq and one peer of the same backend, in turn, from the same
-weights, after a check that both have the same number of parameters and the same first loss. Between backends `kvq benchmark`
-compares.
+weights, after a check that both have the same number of parameters and the same first loss. The processes of a workload take
+turns as well, so that `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PEERS = {
     "plain PyTorch": ("torch", "torch_loop"),
@@ -22,6 +27,13 @@ PEERS = {
     "TensorFlow with Sonnet's quantizer": ("tensorflow", "tensorflow_sonnet"),
     "plain JAX with optax": ("jax", "jax_loop"),
 }
+# What each of them needs beside its backend.
+NEEDS = {
+    "PyTorch with vector-quantize-pytorch": "vector_quantize_pytorch",
+    "TensorFlow with Sonnet's quantizer": "sonnet",
+    "plain JAX with optax": "optax",
+}
+PRECISIONS = ("float32", "mixed_bfloat16")
 PAPER = 'model={network="paper", latent_dim=64, hidden=128, residual_blocks=2, residual_hidden=32}'
 VECTOR = 'quantizer={kind="vector", codebook_size=512, commitment_weight=0.25}'
 WORKLOADS = {
@@ -35,31 +47,98 @@ DESCRIPTIONS = {
 HERE = Path(__file__).parent
 
 
+SETTLING = 0.1  # seconds for which the threads of the one before may finish
+
+
 def main() -> None:
     arguments = _arguments()
     results = []
     for workload in arguments.workload or WORKLOADS:
-        for peer in arguments.peer or PEERS:
-            print(f"{workload}: {peer}", file=sys.stderr, flush=True)
-            results.append({"workload": workload, "name": peer, **_measure(workload, peer, arguments)})
+        for precision in arguments.precision or ["float32"]:
+            results += _measure(workload, precision, arguments)
+    wrong = [f"{one['workload']}, {one['name']}, {one['precision']}: {one['error']}" for one in results if "error" in one]
     if arguments.json or arguments.check:
         print(json.dumps(results))
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    if arguments.json or arguments.check:
         return
     print(_page(results, arguments), end="")
     if arguments.out:
         arguments.out.write_text(_page(results, arguments), "utf-8")
 
 
-def _measure(workload: str, peer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+class Measurement:
+    """A process of `train_step.py`. `result` is what it found, or `error`."""
+
+    def __init__(self, process: "subprocess.Popen[str]", said: IO[str]):
+        self.process, self.said = process, said
+        self.result: dict[str, Any] | None = None
+
+    def go_on(self) -> None:
+        """One turn; returns when it is done."""
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            print(file=self.process.stdin, flush=True)
+        self.await_turn()
+
+    def await_turn(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.strip() == "turn":
+                return
+            if line.startswith("{"):
+                self.result = json.loads(line)
+        status = self.process.wait()
+        if status or self.result is None:
+            self.said.seek(0)
+            self.result = {"error": (self.said.read().strip().splitlines() or [f"ended with status {status}"])[-1]}
+
+
+@contextlib.contextmanager
+def _process(workload: str, peer: str, precision: str, arguments: argparse.Namespace) -> Iterator[Measurement]:
     (backend, module), (config, channels, overrides) = PEERS[peer], WORKLOADS[workload]
     command = [sys.executable, str(HERE / "train_step.py"), "--backend", backend, "--peer", module, "--config", config, "--json"]
-    command += ["--channels", str(channels), "--steps", str(arguments.steps), "--block", str(arguments.block), "--warm-up", "2"]
+    command += ["--channels", str(channels), "--precision", precision, "--warm-up", "2", "--in-turn"]
+    command += ["--steps", str(arguments.steps), "--block", str(arguments.block)]
     command += [word for override in overrides for word in ("--set", override)] + ["--check"] * arguments.check
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if run.returncode:
-        raise SystemExit(f"{workload}, {peer}: {run.stderr.strip().splitlines()[-1]}")
-    return json.loads(run.stdout.splitlines()[-1])
+    # Several of them share a GPU, of which JAX would take three quarters unasked.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=said, text=True)
+        try:
+            yield Measurement(process, said)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _measure(workload: str, precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Measurement] = {}
+        for peer in arguments.peer or PEERS:
+            print(f"{workload}, {precision}: {peer}", file=sys.stderr, flush=True)
+            running[peer] = stack.enter_context(_process(workload, peer, precision, arguments))
+            if not arguments.together:  # one after the other, since memory and cores may be few
+                running[peer].await_turn()
+        if arguments.together:
+            for one in running.values():
+                one.await_turn()
+        # The first turn is the warm-up, with what is compiled; after the last one the result is told.
+        for _ in range(arguments.steps // arguments.block + 2):
+            for one in running.values():
+                if one.result is None:
+                    time.sleep(SETTLING)
+                    one.go_on()
+        found = {name: one.result or {"error": "did not end"} for name, one in running.items()}
+    measured = [one for one in found.values() if "kvq_s" in one]
+    fastest = min(measured, key=lambda one: one["kvq_s"], default=None)
+    for one in measured:
+        assert fastest
+        pairs = zip(fastest["kvq_s_all"], one["hand_s_all"], strict=True)
+        one |= {"fastest": fastest["backend"], "fastest_ratio": statistics.median(kvq / hand for kvq, hand in pairs)}
+    return [{"workload": workload, "name": name, "precision": precision, **one} for name, one in found.items()]
 
 
 HEAD = """# Benchmarks
@@ -67,9 +146,12 @@ HEAD = """# Benchmarks
 ## A training step beside its peers
 
 kvq through `kvq train`'s own path, with pipeline, metrics and callbacks; the peers with their batches ready in memory, without
-measures or logs. Same network, weights, images, precision (float32), number of parameters and first loss, which the benchmark
-checks. The two take turns in one process; `ratio` is the median over pairs of neighbouring turns, with its quartiles. Compare
-ratios, not seconds: other work on the machine slows both sides.
+measures or logs. Same network, weights, images, precision, number of parameters and first loss, which the benchmark checks. With
+mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. The two take turns in one process; `ratio`
+is the median over pairs of neighbouring turns, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was
+fastest, in a process that took turns with the peer's. `of peak`: the convolutions of kvq's step, in FLOP a second, over what a
+large product of matrices in the same precision reached on that backend in between. Compare ratios, not seconds: other work on the
+machine slows both sides.
 
 """
 
@@ -77,16 +159,21 @@ ratios, not seconds: other work on the machine slows both sides.
 def _page(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     versions = {name: number for one in results for name, number in one["versions"].items()}
     lines = [f"- {name}: {DESCRIPTIONS[name]}." for name in dict.fromkeys(one["workload"] for one in results)]
-    columns = ("workload", "peer", "parameters", "kvq, s/step", "peer, s/step", "ratio kvq / peer", "quartiles", "pairs")
+    columns = ("workload", "precision", "peer", "parameters", "kvq, s/step", "of peak", "peer, s/step", "ratio kvq / peer")
+    columns += ("quartiles", "fastest kvq / peer", "pairs")
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for one in results:
         low, high = one["ratio_quartiles"]
-        times = f"{one['kvq_s']:.3g} | {one['hand_s']:.3g} | {one['ratio']:.2f} | {low:.2f} to {high:.2f}"
-        lines.append(f"| {one['workload']} | {one['name']} | {one['parameters']:,} | {times} | {len(one['kvq_s_all'])} |")
+        times = f"{one['kvq_s']:.3g} | {one['of_peak']:.0%} | {one['hand_s']:.3g} | {one['ratio']:.2f} | {low:.2f} to {high:.2f}"
+        fastest = f"{one['fastest_ratio']:.2f} ({one['fastest']})"
+        name = f"{one['workload']} | {one['precision']} | {one['name']} | {one['parameters']:,}"
+        lines.append(f"| {name} | {times} | {fastest} | {len(one['kvq_s_all'])} |")
     chosen = "".join(f"--workload {name} " for name in arguments.workload or ())
+    chosen += "".join(f"--precision {name} " for name in arguments.precision or ())
     command = f"python benchmarks/training_step.py {chosen}--steps {arguments.steps} --block {arguments.block}"
     numbers = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-    hardware = f"{results[0]['cores']} CPU cores ({results[0]['cpu']})"
+    gpus = dict.fromkeys(one["device"] for one in results if one["device"] != "cpu")
+    hardware = ", ".join([*gpus, f"{results[0]['cores']} CPU cores ({results[0]['cpu']})"])
     lines += ["", f"Made by `{command}` on {hardware},", f"Python {results[0]['python']}, {numbers}.", ""]
     return HEAD + "\n".join(lines)
 
@@ -95,6 +182,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: both")
     parser.add_argument("--peer", action="append", choices=PEERS, help="repeatable; default: all")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="repeatable; default: float32")
+    parser.add_argument("--together", action="store_true", help="start the processes of a workload at once")
     parser.add_argument("--steps", type=int, default=20, help="of each side")
     parser.add_argument("--block", type=int, default=1, help="steps before the other side has its turn")
     parser.add_argument("--check", action="store_true", help="compare parameters and first losses only")

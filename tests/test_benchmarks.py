@@ -23,16 +23,19 @@ PEERS = [
 
 # A process with a model of 25 GFLOP a step and its peer: 10 seconds each, and more under JAX.
 @pytest.mark.slow
+# In bfloat16 the first loss is 1.5e-3 of it away from that in float32: a peer that stays in float32 does not pass.
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 1e-3)])
 @pytest.mark.parametrize(("backend", "peer", "package"), PEERS)
-def test_a_peer_is_the_same_model(backend, peer, package):
+def test_a_peer_is_the_same_model(backend, peer, package, precision, tolerance):
     if backend != keras.backend.backend():
         pytest.skip("of another backend")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: it is in the extra `peers`")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    arguments = ["--check", "--workload", "W1", "--peer", peer]
+    arguments = ["--check", "--workload", "W1", "--peer", peer, "--precision", precision]
     process = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     (found,) = json.loads(process.stdout)
     assert found["parameters"] == 691_393
-    assert found["loss_hand"] == pytest.approx(found["loss_kvq"], rel=1e-4)
+    assert found["precision"] == precision
+    assert found["loss_hand"] == pytest.approx(found["loss_kvq"], rel=tolerance)

@@ -14,27 +14,29 @@ AXES = ("NHWC", "HWIO", "NHWC")
 
 
 class Layers:
-    """The layers, on a dictionary of weights."""
+    """The layers, on a dictionary of weights. Convolutions are in `dtype`, and what lies between them."""
 
     relu, tanh = staticmethod(jax.nn.relu), staticmethod(jnp.tanh)
 
-    def __init__(self, w: dict[str, Any]):
-        self.w = w
+    def __init__(self, w: dict[str, Any], dtype: str):
+        self.w, self.dtype = w, dtype
 
     def conv(self, name: str, x: Any, stride: int = 1) -> Any:
-        x = lax.conv_general_dilated(x, self.w[f"{name}.conv.kernel"], (stride, stride), "SAME", dimension_numbers=AXES)
-        return x + self.w[f"{name}.conv.bias"]
+        kernel = self.w[f"{name}.conv.kernel"].astype(self.dtype)
+        x = lax.conv_general_dilated(x.astype(self.dtype), kernel, (stride, stride), "SAME", dimension_numbers=AXES)
+        return x + self.w[f"{name}.conv.bias"].astype(self.dtype)
 
     def up(self, name: str, x: Any, stride: int = 1) -> Any:
-        kernel = self.w[f"{name}.conv.kernel"]
+        kernel, x = self.w[f"{name}.conv.kernel"].astype(self.dtype), x.astype(self.dtype)
         x = lax.conv_transpose(x, kernel, (stride, stride), _padding(kernel.shape[0], stride), None, AXES, transpose_kernel=True)
-        return x + self.w[f"{name}.conv.bias"]
+        return x + self.w[f"{name}.conv.bias"].astype(self.dtype)
 
     def norm(self, name: str, x: Any) -> Any:
-        mean, variance = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
+        values = x.astype("float32")
+        mean, variance = values.mean((1, 2), keepdims=True), values.var((1, 2), keepdims=True)
         # One product with x, not two: 0.85 times the step.
         scale = lax.rsqrt(variance + 1e-6) * self.w[f"{name}.norm.gamma"]
-        return x * scale + (self.w[f"{name}.norm.beta"] - mean * scale)
+        return (values * scale + (self.w[f"{name}.norm.beta"] - mean * scale)).astype(self.dtype)
 
     def leaky_relu(self, x: Any) -> Any:
         return jax.nn.leaky_relu(x, 0.2)
@@ -58,9 +60,10 @@ class Loop:
 
     def loss(self, trained: dict[str, Any], rest: dict[str, Any], images: Any) -> tuple[Any, dict[str, Any]]:
         """The loss, and the weights that no gradient moves."""
-        quantizer, layers = self.config.quantizer, Layers({**trained, **rest})
+        dtype = "bfloat16" if self.config.train.precision == "mixed_bfloat16" else "float32"
+        quantizer, layers = self.config.quantizer, Layers({**trained, **rest}, dtype)
         x = images.astype("float32") / 127.5 - 1.0
-        latents = encode(layers, self.config.model, x)
+        latents = encode(layers, self.config.model, x).astype("float32")
         codebook = layers.w["quantizer.codebook"]
         # Two minima, because `argmin` is slow under XLA on CPUs.
         distances = (codebook**2).sum(1) - 2.0 * latents @ codebook.T
@@ -73,7 +76,7 @@ class Loop:
         else:
             rest = self.follow(rest, lax.stop_gradient(latents).reshape(-1, codebook.shape[1]), indices.ravel())
         restored = decode(layers, self.config.model, latents + lax.stop_gradient(codes - latents))
-        return ((restored - x) ** 2).mean() + loss, rest
+        return ((restored.astype("float32") - x) ** 2).mean() + loss, rest
 
     def follow(self, rest: dict[str, Any], latents: Any, indices: Any) -> dict[str, Any]:
         """The codebook of running means, moved."""

@@ -20,6 +20,8 @@ class Loop:
 
     def __init__(self, config: Any, weights: dict[str, np.ndarray], trainable: set[str]):
         self.config = config
+        # Of the convolutions, and of what lies between them.
+        self.dtype = tf.bfloat16 if config.train.precision == "mixed_bfloat16" else tf.float32
         self.w = {name: tf.Variable(array) for name, array in weights.items()}
         self.trained: list[Any] = []
         self.slots: list[tuple[Any, Any]] = []
@@ -33,17 +35,20 @@ class Loop:
         self.slots.append((tf.Variable(tf.zeros_like(variable)), tf.Variable(tf.zeros_like(variable))))
 
     def conv(self, name: str, x: Any, stride: int = 1) -> Any:
-        return tf.nn.bias_add(tf.nn.conv2d(x, self.w[f"{name}.conv.kernel"], stride, "SAME"), self.w[f"{name}.conv.bias"])
+        kernel, bias = (tf.cast(self.w[f"{name}.conv.{part}"], self.dtype) for part in ("kernel", "bias"))
+        return tf.nn.bias_add(tf.nn.conv2d(tf.cast(x, self.dtype), kernel, stride, "SAME"), bias)
 
     def up(self, name: str, x: Any, stride: int = 1) -> Any:
-        kernel, shape = self.w[f"{name}.conv.kernel"], x.shape
+        kernel, bias = (tf.cast(self.w[f"{name}.conv.{part}"], self.dtype) for part in ("kernel", "bias"))
+        x, shape = tf.cast(x, self.dtype), x.shape
         shape = [shape[0], shape[1] * stride, shape[2] * stride, kernel.shape[2]]
-        return tf.nn.bias_add(tf.nn.conv2d_transpose(x, kernel, shape, stride), self.w[f"{name}.conv.bias"])
+        return tf.nn.bias_add(tf.nn.conv2d_transpose(x, kernel, shape, stride), bias)
 
     def norm(self, name: str, x: Any) -> Any:
-        mean, variance = tf.nn.moments(x, (1, 2), keepdims=True)
+        values = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(values, (1, 2), keepdims=True)
         gamma, beta = self.w[f"{name}.norm.gamma"], self.w[f"{name}.norm.beta"]
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-6)
+        return tf.cast(tf.nn.batch_normalization(values, mean, variance, beta, gamma, 1e-6), self.dtype)
 
     def leaky_relu(self, x: Any) -> Any:
         return tf.nn.leaky_relu(x, 0.2)
@@ -71,8 +76,8 @@ class Loop:
 
     def loss(self, images: Any, training: bool) -> Any:
         x = tf.cast(images, tf.float32) / 127.5 - 1.0
-        codes, loss = self.quantize(encode(self, self.config.model, x), training)
-        return tf.reduce_mean((decode(self, self.config.model, codes) - x) ** 2) + loss
+        codes, loss = self.quantize(tf.cast(encode(self, self.config.model, x), tf.float32), training)
+        return tf.reduce_mean((tf.cast(decode(self, self.config.model, codes), tf.float32) - x) ** 2) + loss
 
     @tf.function
     def step(self, images: Any) -> None:

@@ -25,6 +25,10 @@ class Loop:
         self.trained = [self.w[name].requires_grad_() for name in trainable]
         self.adam = torch.optim.Adam(self.trained, config.train.learning_rate, eps=1e-7)
 
+    def networks(self) -> Any:
+        """Where the precision of encoder and decoder holds; the quantizer, between them, is in float32."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.config.train.precision == "mixed_bfloat16")
+
     def conv(self, name: str, x: Any, stride: int = 1) -> Any:
         kernel = self.w[f"{name}.conv.kernel"]
         # "Same" padding that puts the odd pixel after, as in TensorFlow and kvq; PyTorch itself has none for strides.
@@ -40,9 +44,10 @@ class Loop:
 
     def norm(self, name: str, x: Any) -> Any:
         # `F.instance_norm` leaves the channels-last layout, and then every convolution after it is slower (1.5 times the step).
-        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        values = x.float()
+        variance, mean = torch.var_mean(values, (2, 3), correction=0, keepdim=True)
         scale = torch.rsqrt(variance + 1e-6) * self.w[f"{name}.norm.gamma"][:, None, None]
-        return x * scale + (self.w[f"{name}.norm.beta"][:, None, None] - mean * scale)
+        return (values * scale + (self.w[f"{name}.norm.beta"][:, None, None] - mean * scale)).to(x.dtype)
 
     def leaky_relu(self, x: Any) -> Any:
         return F.leaky_relu(x, 0.2)
@@ -70,9 +75,12 @@ class Loop:
 
     def loss(self, images: np.ndarray) -> Any:
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        latents = encode(self, self.config.model, x)
-        codes, loss = self.quantize(latents.permute(0, 2, 3, 1))
-        return F.mse_loss(decode(self, self.config.model, codes.permute(0, 3, 1, 2)), x) + loss
+        with self.networks():
+            latents = encode(self, self.config.model, x)
+        codes, loss = self.quantize(latents.float().permute(0, 2, 3, 1))
+        with self.networks():
+            restored = decode(self, self.config.model, codes.permute(0, 3, 1, 2))
+        return F.mse_loss(restored.float(), x) + loss
 
     def step(self, images: np.ndarray) -> None:
         self.adam.zero_grad()

@@ -1,0 +1,328 @@
+"""The stages of `gpu.sh`: each in processes of its own, under a time limit, and whatever one of them does, the others still run.
+
+The JSON is written after every stage. A stage has `status` (done, failed with `error`, or skipped with `reason`), its `seconds`,
+and what it found until then. `missing` names what could not be compared because a package is not installed.
+"""
+
+import concurrent.futures
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from growth import BASE, settings
+from training_step import NEEDS, PEERS, PRECISIONS, WORKLOADS
+
+from kvq import backends
+
+HERE = Path(__file__).parent
+QUICK = os.environ.get("KVQ_QUICK", "") not in ("", "0")
+DEADLINE = time.monotonic() + float(os.environ.get("KVQ_GPU_SECONDS", "3600" if QUICK else "570"))
+PATIENCE = 4 if QUICK else 1  # a quick look is taken where there is no GPU
+LEAST = 10  # seconds under which no stage is begun
+AT_ONCE = 2 if QUICK else 6  # processes that are asked for memory, not for time
+# A short form of growth.AXES, whose other values the base of each has.
+AXES = {"codebook": [2**6, 2**9, 2**12, 2**15, 2**18], "side": [64, 128, 256], "batch": [128, 512]}
+QUICK_AXES = {"codebook": [2**6, 2**9], "batch": [8]}
+PACKAGES = ("kvq", "keras", "torch", "jax", "jaxlib", "tensorflow", "numpy", "grain", "optax", "vector-quantize-pytorch")
+QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+
+Found = dict[str, Any]
+
+
+class StageError(Exception):
+    """Why a stage failed, in a line."""
+
+
+class Skipped(Exception):
+    """Why a stage has nothing to do here."""
+
+
+def main() -> None:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "gpu.json")
+    everything: Found = {"quick": QUICK, "missing": missing(), "stages": {}}
+    chosen = os.environ.get("KVQ_GPU_STAGES", "").split()
+    # A command that is being waited for is then ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, limit, stage in stages(Path(folder)):
+            found = everything["stages"][name] = {}
+            if chosen and name.split()[0] not in chosen:
+                found |= {"status": "skipped", "reason": "not asked for"}
+            else:
+                run_stage(name, limit, stage, found)
+            out.write_text(json.dumps(everything, indent=1) + "\n", "utf-8")
+    print(f"Written: {out}", file=sys.stderr)
+
+
+def run_stage(name: str, limit: float, stage: Callable[[Found, float], None], found: Found) -> None:
+    """`stage` fills `found`, until a moment that it is told."""
+    started = time.monotonic()
+    if DEADLINE - started < LEAST:
+        found |= {"status": "skipped", "reason": "no time was left"}
+        return
+    print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+    try:
+        stage(found, min(started + limit * PATIENCE, DEADLINE))
+        found["status"] = "done"
+    except Skipped as reason:
+        found |= {"status": "skipped", "reason": str(reason)}
+    except Exception as error:
+        found |= {
+            "status": "failed",
+            "error": str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {error}",
+        }
+    found["seconds"] = time.monotonic() - started
+    print(found["status"], f"{found['seconds']:.0f} s", found.get("error", ""), file=sys.stderr, flush=True)
+
+
+def stages(folder: Path) -> list[tuple[str, float, Callable[[Found, float], None]]]:
+    """Name, limit in seconds, and function of each, the most important first."""
+
+    def step(workload: str, precision: str) -> Callable[[Found, float], None]:
+        return lambda found, until: training_step(found, until, workload, precision)
+
+    def train(config: str, seconds: float) -> Callable[[Found, float], None]:
+        return lambda found, until: train_for(found, until, config, seconds, folder)
+
+    first: list[tuple[str, float, Callable[[Found, float], None]]] = [("environment", 60, environment)]
+    first += [
+        (f"training_step {workload} {precision}", 110, step(workload, precision))
+        for workload in WORKLOADS
+        for precision in PRECISIONS
+    ]
+    return [
+        *first,
+        ("memory", 90, memory),
+        ("train cifar10", 110, train("cifar10", 45)),
+        ("train mscoco_resnet", 110, train("mscoco_resnet", 45)),
+        *((f"growth {name}", 110, lambda found, until, name=name: growth(found, until, name)) for name in backends.installed()),
+        ("quantizers", 90, quantizers),
+    ]
+
+
+def missing() -> dict[str, str]:
+    """Each peer that cannot run here, with the reason."""
+    found = {}
+    for peer, (backend, _) in PEERS.items():
+        lacking = [package for package in (backend, NEEDS.get(peer)) if package and importlib.util.find_spec(package) is None]
+        if lacking:
+            found[peer] = f"{' and '.join(lacking)} is not installed"
+    return found
+
+
+def environment(found: Found, until: float) -> None:
+    """Versions and devices."""
+    found["python"] = sys.version.split()[0]
+    found["packages"] = {name: _version(name) for name in PACKAGES}
+    try:
+        found["gpu"] = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True).stdout.strip().splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        found["gpu"] = f"nvidia-smi gives nothing: {type(error).__name__}"
+    found["doctor"] = json.loads(run([sys.executable, "-m", "kvq_cli", "doctor", "--json"], until, failing=True))
+
+
+def training_step(found: Found, until: float, workload: str, precision: str) -> None:
+    if QUICK and workload != "W1":
+        raise Skipped("too large for a quick look")
+    peers = [peer for peer in PEERS if peer not in missing()]
+    steps, block = (1, 1) if QUICK else (200, 10)
+    command = [
+        sys.executable,
+        str(HERE / "training_step.py"),
+        "--workload",
+        workload,
+        "--precision",
+        precision,
+        "--json",
+        "--together",
+    ]
+    command += ["--steps", str(steps), "--block", str(block), *(word for peer in peers for word in ("--peer", peer))]
+    found["peers"] = results = json.loads(run(command, until, failing=True))
+    wrong = [f"{one['name']}: {one['error']}" for one in results if "error" in one]
+    if wrong:
+        raise StageError("; ".join(wrong))
+
+
+def memory(found: Found, until: float) -> None:
+    """Of each side of each workload and precision; several processes at once, since no time is taken."""
+    sides = [(name, "kvq") for name in backends.installed()] + [PEERS[peer] for peer in PEERS if peer not in missing()]
+    jobs = {}
+    for workload, (config, channels, overrides) in WORKLOADS.items():
+        if QUICK and workload != "W1":
+            continue
+        for precision in PRECISIONS:
+            for backend, side in sides:
+                name = f"{workload} {precision} {backend} {side}"
+                jobs[name] = (backend, side, config, channels, [*overrides, f"train.precision={precision}"])
+    _each_alone(found, jobs, until)
+
+
+def growth(found: Found, until: float, backend: str) -> None:
+    """Times in one process, then the memory that it could not tell, a process for each. Points as in docs/growth.json."""
+    axes = QUICK_AXES if QUICK else AXES
+    points: list[Found] = [{"axis": axis, "value": value} for axis, values in axes.items() for value in values]
+    work = {number: settings({**BASE, point["axis"]: point["value"]}) for number, point in enumerate(points)}
+    found["points"] = points
+    said = run(_steps(backend, "kvq", "cifar10", 3, list(work.values())), until, failing=True, cut=True)
+    for point, line in zip(points, said.splitlines(), strict=False):
+        point |= json.loads(line)
+    alone: Found = {}
+    jobs = {
+        str(number): (backend, "kvq", "cifar10", 3, work[number]) for number, one in enumerate(points) if "peak_mib" not in one
+    }
+    try:
+        _each_alone(alone, jobs, until)
+    finally:
+        for number, one in alone.items():
+            points[int(number)] |= {name: value for name, value in one.items() if name != "step"}
+    if any("step" not in point for point in points):
+        raise StageError("Not every point has a time.")
+
+
+def quantizers(found: Found, until: float) -> None:
+    able = [f"kvq {name}" for name in backends.installed()]
+    if importlib.util.find_spec("torch"):
+        able.append("torch.cdist")
+        if "PyTorch with vector-quantize-pytorch" not in missing():
+            able.append("vector-quantize-pytorch")
+    command = [sys.executable, str(HERE / "quantizers.py"), "--json", "--rounds", "1"]
+    command += ["--codes", *(["512"] if QUICK else ["8192", "65536"]), *(word for one in able for word in ("--contender", one))]
+    found["cells"] = json.loads(run(command, until))
+    if not all(cell["rounds"] for cell in found["cells"]):
+        raise StageError("Not every cell has a time.")
+
+
+def train_for(found: Found, until: float, config: str, seconds: float, folder: Path) -> None:
+    """`kvq train` for about so many seconds of steps, and `kvq evaluate`."""
+    data = _data(config)
+    backend = os.environ.get("KERAS_BACKEND") or backends.default()
+    probe = json.loads(run(_steps(backend, "kvq", config, 3, [["codebook.replace_dead_every=0"]]), until).splitlines()[-1])
+    if "error" in probe:
+        raise StageError(probe["error"])
+    # The images have to be read as well, and records to be written.
+    steps = 6 if QUICK else max(int(seconds / (1.3 * probe["step"])) // 100 * 100, 100)
+    found |= {"backend": backend, "probe_step": probe["step"], "steps": steps}
+    out = folder / config
+    # A validation and pictures at the end, and a few in between.
+    often = [f"train.{name}={max(steps // 4, 1)}" for name in ("validate_every", "sample_every")] + [
+        f"train.log_every={max(steps // 20, 1)}"
+    ]
+    often += ["data.validation_images=32"] if QUICK else []
+    command = [sys.executable, "-m", "kvq_cli", "train", config, "--backend", backend, "--out", str(out), "--steps", str(steps)]
+    command += [*data, *(word for one in often for word in ("--set", one)), "--json"]
+    started = time.monotonic()
+    try:
+        # A run that is told to stop keeps what it has; what is left of the time is for that and for the evaluation.
+        run(command, until - min(30.0, 0.3 * (until - started)), stop_gently=True)
+    finally:
+        found["train_seconds"] = time.monotonic() - started
+        if (out / "run.json").exists():
+            found["run"] = json.loads((out / "run.json").read_text("utf-8"))
+        if (out / "metrics.jsonl").exists():
+            found["metrics"] = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    command = [sys.executable, "-m", "kvq_cli", "evaluate", str(out), "--backend", backend, "--json"]
+    found["evaluation"] = json.loads(run(command, until))
+
+
+def _data(config: str) -> list[str]:
+    """Where the images of a configuration are, as options; Skipped, with the reason, where they are not."""
+    root = Path(os.environ.get("KVQ_DATA") or "nowhere")
+    if config == "cifar10":
+        if not (root / "cifar10").exists():
+            raise Skipped("$KVQ_DATA has no folder cifar10")
+        return ["--data", str(root / "cifar10")]
+    places = (
+        [Path(os.environ["KVQ_PHOTOGRAPHS"])]
+        if os.environ.get("KVQ_PHOTOGRAPHS")
+        else [root / "mscoco", root / "imagenet_sample"]
+    )
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise Skipped("neither $KVQ_PHOTOGRAPHS nor $KVQ_DATA/mscoco is there")
+    return ["--data", str(found)]
+
+
+def _steps(backend: str, side: str, config: str, channels: int, points: list[list[str]]) -> list[str]:
+    command = [sys.executable, str(HERE / "device_steps.py"), "--backend", backend, "--side", side, "--config", config]
+    command += ["--channels", str(channels), "--steps", "2" if QUICK else "20"]
+    return command + [word for point in points for word in ("--point", json.dumps(point))]
+
+
+def _each_alone(found: Found, jobs: dict[str, tuple[str, str, str, int, list[str]]], until: float) -> None:
+    """A process of `device_steps.py` for each job; its memory, or `error`."""
+
+    def one(job: tuple[str, str, str, int, list[str]]) -> Found:
+        *what, overrides = job
+        try:
+            result = json.loads(run(_steps(*what, [overrides]), until).splitlines()[-1])
+        except StageError as error:
+            return {"error": str(error)}
+        result.pop("step", None)  # others ran at the same time
+        return result
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for name, result in zip(jobs, pool.map(one, jobs.values()), strict=True):
+            found[name] = result
+    wrong = [f"{name}: {result['error']}" for name, result in found.items() if "error" in result]
+    if wrong:
+        raise StageError("; ".join(wrong))
+
+
+def run(command: list[str], until: float, *, failing: bool = False, cut: bool = False, stop_gently: bool = False) -> str:
+    """What a command wrote to stdout.
+
+    Args:
+        command: The command.
+        until: When it is stopped, with all that it started.
+        failing: Whether its output counts although it failed.
+        cut: Whether the output until it was stopped counts.
+        stop_gently: Whether to stop it as Ctrl-C does, and take that for success.
+    """
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryFile("w+", errors="replace") as said, tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=said, start_new_session=True)
+        stopped = False
+        try:
+            process.wait(max(until - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            stopped = True
+            if stop_gently:
+                os.kill(process.pid, signal.SIGINT)
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    stop_gently = False
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        said.seek(0)
+        text, complaint = output.read(), said.read().strip().splitlines()
+    if stopped and stop_gently or stopped and cut:
+        return text
+    if stopped:
+        raise StageError(f"not done in time{': ' + complaint[-1] if complaint else ''}")
+    if process.returncode and not (failing and text.strip()):
+        raise StageError(complaint[-1] if complaint else f"ended with status {process.returncode}")
+    return text
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
