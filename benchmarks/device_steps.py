@@ -3,16 +3,20 @@
     python benchmarks/device_steps.py --backend torch --config cifar10 --point '["train.batch_size=8"]' --point '[]'
 
 A line of JSON for each point, a list of what `kvq train --set` takes. Memory is what the backend says that its tensors held at
-most on the GPU, and without a GPU the most that the process held. Where the record cannot be reset (JAX, and processes), it is
-told for the first point only: give each point a process of its own there. The images are noise; kvq goes through Keras' `fit`.
+most on the GPU, and without a GPU the most that the process held. Where the record cannot be reset (JAX on a GPU, and processes
+outside Linux), it is told for the first point only: give each point a process of its own there. The images are noise; kvq goes
+through Keras' `fit`.
 """
 
 import argparse
+import ctypes
+import gc
 import importlib
 import json
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -90,15 +94,31 @@ def reset_peak(backend: str) -> bool:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.is_available()
+            return True
     if backend == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             tf.config.experimental.reset_memory_stats("GPU:0")
-        return bool(gpus)
-    return False
+            return True
+    if backend == "jax":
+        import jax
+
+        if jax.local_devices()[0].memory_stats():
+            return False
+    return _reset_peak_of_process()
+
+
+def _reset_peak_of_process() -> bool:
+    """On Linux with glibc, after what was freed has been given back."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 def peak(backend: str) -> dict[str, Any]:
@@ -118,8 +138,16 @@ def peak(backend: str) -> dict[str, Any]:
         if tf.config.list_physical_devices("GPU"):
             used = tf.config.experimental.get_memory_info("GPU:0")["peak"]
     if used is None:
-        return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "memory": "process"}
+        return {"peak_mib": _peak_of_process(), "memory": "process"}
     return {"peak_mib": used / 2**20, "memory": "device"}
+
+
+def _peak_of_process() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 16,384 latents of 64 channels, one process per cell, cells in turn for some rounds. Prints a Markdown table: medians, how many
 times faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process (with
-a GPU: the GPU, for its tensors) holds at most above what it held before the first pass. `--memory` instead shows how that grows
-with the number of codes at 16 channels.
+a GPU: the GPU, for its tensors) holds at most above what it held before the first pass, compiling included. `--memory` instead
+shows how that grows with the number of codes at 16 channels, without the results: the gradients of latents and codebook.
 Without `--python`, every contender runs on the Python that runs this; give one for each backend where they live apart.
 """
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from device_steps import peak
+from device_steps import peak, reset_peak
 
 N = 16_384
 CONTENDERS = {
@@ -141,6 +141,7 @@ def cell(contender: str, codes: int, dim: int, passes: int) -> dict[str, float]:
         run = kvq_pass(CONTENDERS[contender], latents, codebook)
     else:
         run = {"vector-quantize-pytorch": their_pass, "torch.cdist": cdist_pass}[contender](latents, codebook)
+    reset_peak(CONTENDERS[contender])
     before = peak(CONTENDERS[contender])["peak_mib"]
     seconds = []
     for _ in range(passes):
@@ -207,7 +208,8 @@ def main() -> None:
             ratios = [other["seconds"] / mine["seconds"] for mine, other in zip(own, reference or [], strict=False)]
             columns.append(f"{statistics.median(mine['seconds'] for mine in own):.3f}")
             columns.append(f"{statistics.median(ratios):.1f}x" if ratios else "")
-            columns.append(f"{statistics.median(mine['mebibytes'] for mine in own):.0f}")
+            results = (N + codes) * dim * 4 / 2**20 if arguments.memory else 0
+            columns.append(f"{statistics.median(mine['mebibytes'] for mine in own) - results:.0f}")
         print(f"| {contender} | " + " | ".join(columns) + " |")
 
 

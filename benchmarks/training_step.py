@@ -1,6 +1,6 @@
 """Training steps of kvq beside those of its peers, for two workloads, as one Markdown table.
 
-    pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40 --out docs/benchmarks.md
+    pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40
 
 Each line is `benchmarks/train_step.py` in a process of its own: kvq and one peer of the same backend, in turn, from the same
 weights, after a check that both have the same number of parameters and the same first loss. The processes of a workload take
@@ -59,13 +59,10 @@ def main() -> None:
     wrong = [f"{one['workload']}, {one['name']}, {one['precision']}: {one['error']}" for one in results if "error" in one]
     if arguments.json or arguments.check:
         print(json.dumps(results))
+    else:
+        print(_section([one for one in results if "error" not in one], arguments), end="")
     if wrong:
         raise SystemExit("\n".join(wrong))
-    if arguments.json or arguments.check:
-        return
-    print(_page(results, arguments), end="")
-    if arguments.out:
-        arguments.out.write_text(_page(results, arguments), "utf-8")
 
 
 class Measurement:
@@ -141,9 +138,7 @@ def _measure(workload: str, precision: str, arguments: argparse.Namespace) -> li
     return [{"workload": workload, "name": name, "precision": precision, **one} for name, one in found.items()]
 
 
-HEAD = """# Benchmarks
-
-## A training step beside its peers
+HEAD = """## A training step beside its peers
 
 kvq through `kvq train`'s own path, with pipeline, metrics and callbacks; the peers with their batches ready in memory, without
 measures or logs. Same network, weights, images, precision, number of parameters and first loss, which the benchmark checks. With
@@ -156,7 +151,7 @@ machine slows both sides.
 """
 
 
-def _page(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+def _section(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     versions = {name: number for one in results for name, number in one["versions"].items()}
     lines = [f"- {name}: {DESCRIPTIONS[name]}." for name in dict.fromkeys(one["workload"] for one in results)]
     columns = ("workload", "precision", "peer", "parameters", "kvq, s/step", "of peak", "peer, s/step", "ratio kvq / peer")
@@ -187,8 +182,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="of each side")
     parser.add_argument("--block", type=int, default=1, help="steps before the other side has its turn")
     parser.add_argument("--check", action="store_true", help="compare parameters and first losses only")
-    parser.add_argument("--json", action="store_true", help="one JSON list on stdout instead of the page")
-    parser.add_argument("--out", type=Path, help="where the page goes as well")
+    parser.add_argument("--json", action="store_true", help="one JSON list on stdout instead of the section")
     return parser.parse_args()
 
 
