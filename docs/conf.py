@@ -1,8 +1,8 @@
 """The documentation as a site, made by `nox -s docs`.
 
 Pages are the Markdown files of this folder, whose links lead somewhere on a forge, too. A link to a file outside of it, such as a
-test, becomes a copy of that file in the site (MyST does so itself); what is left for `links_of_the_readme` is the README, which is the
-front page and lies a folder above.
+test, becomes a copy of that file in the site; MyST does so itself. What is left for `links_of_the_readme` is the README, which is
+the front page and lies a folder above.
 """
 
 import re
