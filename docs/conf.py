@@ -1,8 +1,8 @@
 """The documentation as a site, made by `nox -s docs`.
 
 Pages are the Markdown files of this folder, whose links lead somewhere on a forge, too. A link to a file outside of it, such as a
-test, becomes a copy of that file in the site; MyST does so itself. What is left for `links_of_the_readme` is the README, which is
-the front page and lies a folder above.
+test, becomes a copy of that file in the site; MyST does so itself. What is left to do here is the README, which is the front page
+and lies a folder above.
 """
 
 import re
@@ -47,11 +47,17 @@ def links_of_the_readme(app, path, parent, content) -> None:
     content[0] = re.sub(r"\[([^]\n]*)\]\(([^)\s]+)\)", moved, content[0])
 
 
+def links_to_the_readme(app, docname, content) -> None:
+    """Lets them lead to the front page."""
+    content[0] = content[0].replace("](../README.md", "](index.md")
+
+
 def plain_bars(app, what, name, obj, options, lines) -> None:
     """Keeps |z| of a docstring a norm: to reStructuredText it is a name to be replaced."""
     lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda match: match[1] or r"\|", line) for line in lines]
 
 
 def setup(app) -> None:
+    app.connect("source-read", links_to_the_readme)
     app.connect("include-read", links_of_the_readme)
     app.connect("autodoc-process-docstring", plain_bars)
