@@ -1,11 +1,11 @@
-"""`nox` checks everything: lint, types, and the tests once per backend, each where no other backend is installed."""
+"""`nox` checks everything: lint, types, documentation, and the tests once per backend, each where no other one is installed."""
 
 import shutil
 from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.error_on_missing_interpreters = True
 
 BACKENDS = ["jax", "tensorflow", "torch"]
@@ -79,6 +79,19 @@ def slow(session: nox.Session, backend: str) -> None:
     """The tests that take minutes."""
     # Ray takes half a gigabyte, and its tests five minutes: once is enough.
     pytest(session, backend, "-m", "slow", extra=",ray" if backend == "torch" else "")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site of docs/, into docs/_build. A link or heading that leads nowhere is an error.
+
+    Links to other hosts need a network: `nox -s docs -- linkcheck`.
+    """
+    install(session, ".[docs]")
+    for builder in ["html", "linkcheck"] if "linkcheck" in session.posargs else ["html"]:
+        # The safe path: what is described is the installed kvq.
+        command = ["python", "-P", "-m", "sphinx", "--fail-on-warning", "--keep-going", "--fresh-env", "--builder", builder]
+        session.run(*command, "docs", f"docs/_build/{builder}", env={"KERAS_BACKEND": "jax"})
 
 
 @nox.session

@@ -56,7 +56,7 @@ class Tokenizer:
 
     @property
     def downsampling(self) -> int:
-        """Image side over grid side: heights and widths of images must be its multiples."""
+        """Image side over grid side; heights and widths of images must be its multiples."""
         return self.config.model.downsampling
 
     @property

@@ -45,3 +45,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"kvq.data.{_HOME[name]}"), name)
     raise AttributeError(f"module 'kvq.data' has no attribute {name!r}. It has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

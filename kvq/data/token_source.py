@@ -62,7 +62,7 @@ class TokenSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tokens of one image: (rows, columns), and a last axis where a position has several."""
+        """(rows, columns) of the tokens of one image, and a last axis where a position has several."""
         return self.description.shape
 
     def __len__(self) -> int:

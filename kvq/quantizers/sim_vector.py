@@ -48,7 +48,7 @@ class SimVectorQuantizer(VectorQuantizer):
 
     @property
     def is_replaceable(self) -> bool:
-        """No: all codes move at each step, and C_0 is what must not."""
+        """No, since all codes move at each step, and C_0 is what must not."""
         return False
 
     @property
