@@ -62,7 +62,7 @@ INSTEAD = {
 SHORT = ["--set", "train.steps=2", "--set", "train.batch_size=8", "--set", "data.validation_images=8"]
 
 # Where a backend compiles, each run of these does so anew; on PyTorch they take a few seconds.
-COMPILING = {"data.md", "long_runs.md", "tutorial.md"}
+COMPILING = {"README.md", "data.md", "long_runs.md", "tutorial.md"}
 SLOW = {"replication.md", *(COMPILING if keras.backend.backend() != "torch" else [])}
 
 
