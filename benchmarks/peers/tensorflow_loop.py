@@ -77,7 +77,7 @@ class Loop:
     def loss(self, images: Any, training: bool) -> Any:
         x = tf.cast(images, tf.float32) / 127.5 - 1.0
         codes, loss = self.quantize(tf.cast(encode(self, self.config.model, x), tf.float32), training)
-        return tf.reduce_mean((tf.cast(decode(self, self.config.model, codes), tf.float32) - x) ** 2) + loss
+        return tf.reduce_mean((tf.cast(decode(self, self.config.model, tf.cast(codes, self.dtype)), tf.float32) - x) ** 2) + loss
 
     @tf.function
     def step(self, images: Any) -> None:
