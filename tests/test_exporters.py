@@ -166,6 +166,21 @@ def test_a_file_that_says_something_else_is_not_kept_but_the_report_is(run, tmp_
     assert entry["file"] is None and message.split(":")[0] in entry["error"]
 
 
+def test_what_a_converter_cannot_do_is_one_line_that_names_other_backends(run, tmp_path, monkeypatch):
+    def write(part, path):
+        raise ValueError("rem has no rule.\nA page of explanations.")
+
+    monkeypatch.setitem(EXPORTERS, "keras", dataclasses.replace(EXPORTERS["keras"], write=write))
+    current, others = keras.backend.backend(), "jax or tensorflow or torch"
+    others = " or ".join(name for name in others.split(" or ") if name != current)
+    with pytest.raises(ExportError) as error:
+        export(run, "keras", tmp_path, ["encoder"])
+    assert str(error.value) == (
+        f"The image encoder could not be written to keras on {current}: ValueError: rem has no rule."
+        f" Another backend may do it, where it is installed: --backend {others}."
+    )
+
+
 def test_pixels_may_differ_by_one_grey_level_and_no_more(run, tmp_path, monkeypatch):
     load = EXPORTERS["keras"].load
 

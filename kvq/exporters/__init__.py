@@ -153,8 +153,11 @@ def _write_and_load(format: str, exporter: Exporter, part: Part, path: Path) -> 
     try:
         exporter.write(part, path)
     except Exception as error:
-        message = f"The {name} could not be written to {format} on {current_backend()}: {type(error).__name__}: "
-        raise ExportError(message + str(error).strip()) from error
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        message = f"The {name} could not be written to {format} on {current_backend()}: {type(error).__name__}: {reason}."
+        others = [other for other in sorted(exporter.backends or backends.BACKENDS) if other != current_backend()]
+        way_out = f" Another backend may do it, where it is installed: --backend {' or '.join(others)}." if others else ""
+        raise ExportError(message + way_out) from error
     try:
         return exporter.load(path)
     except Exception as error:
