@@ -1,4 +1,4 @@
-"""`nox` checks everything: lint, types, documentation, and the tests once per backend, each where no other one is installed."""
+"""`nox` checks everything: lint, types, and the tests once per backend, each where no other backend is installed."""
 
 import shutil
 from pathlib import Path

@@ -15,6 +15,7 @@ from PIL import Image
 
 import kvq
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
+from kvq.metrics import psnr
 
 CROP = 128
 
@@ -29,7 +30,8 @@ def main() -> None:
     print(f"| tokenizer | luma, dB | chroma, dB | one colour: distance in grey levels |\n|{'---|' * 4}")
     for name in arguments.tokenizers:
         tokenizer = kvq.Tokenizer.load(name)
-        luma, chroma = _psnr(images, _there_and_back(tokenizer, images))
+        before, after = _ycbcr(images), _ycbcr(_there_and_back(tokenizer, images))
+        luma, chroma = (psnr(before[..., part], after[..., part]).mean() for part in (slice(1), slice(1, None)))
         distance = np.abs(flat.astype(float) - _there_and_back(tokenizer, flat)).mean()
         print(f"| {name} | {luma:.2f} | {chroma:.2f} | {distance:.1f} |", flush=True)
 
@@ -43,14 +45,8 @@ def _there_and_back(tokenizer: kvq.Tokenizer, images: np.ndarray) -> np.ndarray:
     return tokenizer.decode(tokenizer.encode(images))
 
 
-def _psnr(images: np.ndarray, restored: np.ndarray) -> tuple[float, float]:
-    squares = np.stack([np.square(_ycbcr(a) - _ycbcr(b)).mean((0, 1)) for a, b in zip(images, restored, strict=True)])
-    luma, chroma = squares[:, 0], squares[:, 1:].mean(1)
-    return tuple(float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3)))) for error in (luma, chroma))
-
-
-def _ycbcr(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).convert("YCbCr"), float)
+def _ycbcr(images: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(image).convert("YCbCr")) for image in images])
 
 
 if __name__ == "__main__":

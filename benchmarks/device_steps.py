@@ -71,19 +71,17 @@ def take_steps(arguments: argparse.Namespace, overrides: list[str]) -> float:
         module.wait()
         return (time.perf_counter() - started) / steps
 
-    class Clock(keras.callbacks.Callback):
-        times: list[float] = []
+    times: list[float] = []
 
+    class Clock(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             if batch + 1 in (warm_up, warm_up + steps):
                 float(logs["loss"])  # only then is the step done
-                self.times.append(time.perf_counter())
+                times.append(time.perf_counter())
 
-    clock = Clock()
-    clock.times = []
     batches = ((images,) for _ in range(warm_up + steps + 8))
-    model.fit(batches, steps_per_epoch=warm_up + steps, shuffle=False, verbose=0, callbacks=[clock])
-    return (clock.times[1] - clock.times[0]) / steps
+    model.fit(batches, steps_per_epoch=warm_up + steps, shuffle=False, verbose=0, callbacks=[Clock()])
+    return (times[1] - times[0]) / steps
 
 
 def reset_peak(backend: str) -> bool:

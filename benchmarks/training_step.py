@@ -45,8 +45,6 @@ DESCRIPTIONS = {
     "W2": "128x128x3, batch 16, `resnet`, K = 512, D = 128",
 }
 HERE = Path(__file__).parent
-
-
 SETTLING = 0.1  # seconds for which the threads of the one before may finish
 
 
