@@ -5,6 +5,8 @@ and what it found until then. `missing` names what could not be compared because
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -127,7 +129,7 @@ def environment(found: Found, until: float) -> None:
         found["gpu"] = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True).stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         found["gpu"] = f"nvidia-smi gives nothing: {type(error).__name__}"
-    found["doctor"] = json.loads(run([sys.executable, "-m", "kvq_cli", "doctor", "--json"], until, failing=True))
+    found["doctor"] = json.loads(run([sys.executable, "-m", "kvq_cli", "doctor", "--json"], until).told())
 
 
 def training_step(found: Found, until: float, workload: str, precision: str) -> None:
@@ -146,7 +148,7 @@ def training_step(found: Found, until: float, workload: str, precision: str) -> 
         "--together",
     ]
     command += ["--steps", str(steps), "--block", str(block), *(word for peer in peers for word in ("--peer", peer))]
-    found["peers"] = results = json.loads(run(command, until, failing=True))
+    found["peers"] = results = json.loads(run(command, until).told())
     wrong = [f"{one['name']}: {one['error']}" for one in results if "error" in one]
     if wrong:
         raise StageError("; ".join(wrong))
@@ -172,7 +174,7 @@ def growth(found: Found, until: float, backend: str) -> None:
     points: list[Found] = [{"axis": axis, "value": value} for axis, values in axes.items() for value in values]
     work = {number: settings({**BASE, point["axis"]: point["value"]}) for number, point in enumerate(points)}
     found["points"] = points
-    said = run(_steps(backend, "kvq", "cifar10", 3, list(work.values())), until, failing=True, cut=True)
+    said = run(_steps(backend, "kvq", "cifar10", 3, list(work.values())), until).told()
     for point, line in zip(points, said.splitlines(), strict=False):
         point |= json.loads(line)
     alone: Found = {}
@@ -196,7 +198,7 @@ def quantizers(found: Found, until: float) -> None:
             able.append("vector-quantize-pytorch")
     command = [sys.executable, str(HERE / "quantizers.py"), "--json", "--rounds", "1"]
     command += ["--codes", *(["512"] if QUICK else ["8192", "65536"]), *(word for one in able for word in ("--contender", one))]
-    found["cells"] = json.loads(run(command, until))
+    found["cells"] = json.loads(run(command, until).checked())
     if not all(cell["rounds"] for cell in found["cells"]):
         raise StageError("Not every cell has a time.")
 
@@ -205,7 +207,9 @@ def train_for(found: Found, until: float, config: str, seconds: float, folder: P
     """`kvq train` for about so many seconds of steps, and `kvq evaluate`."""
     data = _data(config)
     backend = os.environ.get("KERAS_BACKEND") or backends.default()
-    probe = json.loads(run(_steps(backend, "kvq", config, 3, [["codebook.replace_dead_every=0"]]), until).splitlines()[-1])
+    probe = json.loads(
+        run(_steps(backend, "kvq", config, 3, [["codebook.replace_dead_every=0"]]), until).checked().splitlines()[-1]
+    )
     if "error" in probe:
         raise StageError(probe["error"])
     # The images have to be read as well, and records to be written.
@@ -222,15 +226,17 @@ def train_for(found: Found, until: float, config: str, seconds: float, folder: P
     started = time.monotonic()
     try:
         # A run that is told to stop keeps what it has; what is left of the time is for that and for the evaluation.
-        run(command, until - min(30.0, 0.3 * (until - started)), stop_gently=True)
+        ended = run(command, until - min(30.0, 0.3 * (until - started)), stop=signal.SIGINT)
     finally:
         found["train_seconds"] = time.monotonic() - started
         if (out / "run.json").exists():
             found["run"] = json.loads((out / "run.json").read_text("utf-8"))
         if (out / "metrics.jsonl").exists():
             found["metrics"] = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    if not (out / "model").exists():
+        raise StageError(ended.error or "there is no model")
     command = [sys.executable, "-m", "kvq_cli", "evaluate", str(out), "--backend", backend, "--json"]
-    found["evaluation"] = json.loads(run(command, until))
+    found["evaluation"] = json.loads(run(command, until).checked())
 
 
 def _data(config: str) -> list[str]:
@@ -263,7 +269,7 @@ def _each_alone(found: Found, jobs: dict[str, tuple[str, str, str, int, list[str
     def one(job: tuple[str, str, str, int, list[str]]) -> Found:
         *what, overrides = job
         try:
-            result = json.loads(run(_steps(*what, [overrides]), until).splitlines()[-1])
+            result = json.loads(run(_steps(*what, [overrides]), until).checked().splitlines()[-1])
         except StageError as error:
             return {"error": str(error)}
         result.pop("step", None)  # others ran at the same time
@@ -277,44 +283,47 @@ def _each_alone(found: Found, jobs: dict[str, tuple[str, str, str, int, list[str
         raise StageError("; ".join(wrong))
 
 
-def run(command: list[str], until: float, *, failing: bool = False, cut: bool = False, stop_gently: bool = False) -> str:
-    """What a command wrote to stdout.
+@dataclasses.dataclass
+class Ended:
+    """A command that ended or was stopped: what it wrote to stdout, and, if it did not succeed, why in a line."""
 
-    Args:
-        command: The command.
-        until: When it is stopped, with all that it started.
-        failing: Whether its output counts although it failed.
-        cut: Whether the output until it was stopped counts.
-        stop_gently: Whether to stop it as Ctrl-C does, and take that for success.
-    """
+    text: str
+    error: str | None
+
+    def checked(self) -> str:
+        """The text of a command that succeeded."""
+        if self.error:
+            raise StageError(self.error)
+        return self.text
+
+    def told(self) -> str:
+        """The text of a command that may have failed after it told something."""
+        return self.text if self.text.strip() else self.checked()
+
+
+def run(command: list[str], until: float, stop: signal.Signals = signal.SIGKILL) -> Ended:
+    """Runs a command until a moment, at which it is stopped, with all that it started; by `stop`, if it heeds that in 15 s."""
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    error = None
     with tempfile.TemporaryFile("w+", errors="replace") as said, tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=said, start_new_session=True)
-        stopped = False
         try:
             process.wait(max(until - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
-            stopped = True
-            if stop_gently:
-                os.kill(process.pid, signal.SIGINT)
-                try:
-                    process.wait(15)
-                except subprocess.TimeoutExpired:
-                    stop_gently = False
+            error = "not done in time"
+            process.send_signal(stop)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
         output.seek(0)
         said.seek(0)
         text, complaint = output.read(), said.read().strip().splitlines()
-    if stopped and stop_gently or stopped and cut:
-        return text
-    if stopped:
-        raise StageError(f"not done in time{': ' + complaint[-1] if complaint else ''}")
-    if process.returncode and not (failing and text.strip()):
-        raise StageError(complaint[-1] if complaint else f"ended with status {process.returncode}")
-    return text
+    if process.returncode and not error:
+        error = f"ended with status {process.returncode}"
+    return Ended(text, error and ": ".join([error, *complaint[-1:]]))
 
 
 def _version(distribution: str) -> str | None:
