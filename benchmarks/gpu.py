@@ -105,9 +105,9 @@ def stages(folder: Path) -> list[tuple[str, float, Callable[[Found, float], None
         *first,
         ("memory", 90, memory),
         ("train cifar10", 110, train("cifar10", 45)),
-        ("train mscoco_resnet", 110, train("mscoco_resnet", 45)),
-        *((f"growth {name}", 110, lambda found, until, name=name: growth(found, until, name)) for name in backends.installed()),
+        ("train mscoco_resnet", 110, train("mscoco_resnet", 35)),
         ("quantizers", 90, quantizers),
+        *((f"growth {name}", 110, lambda found, until, name=name: growth(found, until, name)) for name in backends.installed()),
     ]
 
 
@@ -136,7 +136,7 @@ def training_step(found: Found, until: float, workload: str, precision: str) -> 
     if QUICK and workload != "W1":
         raise Skipped("too large for a quick look")
     peers = [peer for peer in PEERS if peer not in missing()]
-    steps, block = (1, 1) if QUICK else (200, 10)
+    steps, block = (1, 1) if QUICK else (120, 10)
     command = [
         sys.executable,
         str(HERE / "training_step.py"),
