@@ -21,13 +21,6 @@ class Action(Protocol):
     def act(self, model: keras.Model, step: int) -> None: ...
 
 
-class Unlogged(keras.callbacks.CallbackList):
-    """Callbacks that are not told what a step measured. Keras would fetch every measure from the device after every step."""
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        pass
-
-
 class BetweenSteps(keras.callbacks.Callback):
     """Runs what is due, in order, and ends the run where `should_stop` says so.
 

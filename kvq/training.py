@@ -13,7 +13,7 @@ import numpy as np
 
 from kvq import __version__, artifact, backends
 from kvq.bad_files import BadFiles
-from kvq.between_steps import BetweenSteps, Unlogged
+from kvq.between_steps import BetweenSteps
 from kvq.build import build_model, build_optimizer
 from kvq.callbacks import DrawSamples, LogBatches, LogMetrics, RestoreSums, SaveCheckpoint, Validate
 from kvq.checkpoint import has_checkpoint, newest_checkpoint, restore_checkpoint
@@ -179,11 +179,7 @@ def _train(
             progress.start(train.steps, first_step)
             with inputs.errors_unchanged():
                 model.fit(
-                    inputs.images(),
-                    steps_per_epoch=train.steps - first_step,
-                    shuffle=False,
-                    verbose=0,
-                    callbacks=Unlogged([between], add_history=True, model=model),
+                    inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
                 )
         with averaged(model):
             artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
