@@ -9,7 +9,7 @@ import keras
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, Section, TrainConfig
 from kvq.model import MODELS, VQVAE
 from kvq.networks import build_decoder, build_encoder
-from kvq.optimizer import FiniteSteps
+from kvq.optimizer import Constant, FiniteSteps
 from kvq.quantizers import QUANTIZERS, Quantizer
 from kvq.quantizers.regularisers import REGULARISERS
 
@@ -39,18 +39,23 @@ def build_model(
 
 
 def build_optimizer(train: TrainConfig) -> FiniteSteps:
-    """Adam. Also a constant rate is a schedule: as a weight it would be state, and a resumed run could have no other."""
-    # A cosine that decays to all of its start is a constant, so that one schedule serves both.
-    rate = keras.optimizers.schedules.CosineDecay(
+    """Adam behind `FiniteSteps`, at the rate that the configuration describes."""
+    averaging = {} if train.average_decay is None else {"use_ema": True, "ema_momentum": train.average_decay}
+    adam = keras.optimizers.Adam(_learning_rate(train), global_clipnorm=train.clip_norm, **averaging)
+    return FiniteSteps(adam, tolerated=train.most_skipped if train.on_nonfinite == "skip" else 0)
+
+
+def _learning_rate(train: TrainConfig) -> keras.optimizers.schedules.LearningRateSchedule:
+    if train.schedule == "constant" and not train.warmup_steps:
+        return Constant(train.learning_rate)
+    return keras.optimizers.schedules.CosineDecay(
         0.0 if train.warmup_steps else train.learning_rate,
         decay_steps=max(train.steps - train.warmup_steps, 1),
+        # A cosine that decays to all of its start is a constant.
         alpha=1.0 if train.schedule == "constant" else 0.0,
         warmup_target=train.learning_rate if train.warmup_steps else None,
         warmup_steps=train.warmup_steps,
     )
-    averaging = {} if train.average_decay is None else {"use_ema": True, "ema_momentum": train.average_decay}
-    adam = keras.optimizers.Adam(rate, global_clipnorm=train.clip_norm, **averaging)
-    return FiniteSteps(adam, tolerated=train.most_skipped if train.on_nonfinite == "skip" else 0)
 
 
 def build_quantizer(section: Any, name: str) -> Quantizer:

@@ -4,6 +4,7 @@ PSNR and SSIM are of uint8 images, in NumPy float64 on the host: they are only e
 not agree with scikit-image to 1e-6.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -66,6 +67,40 @@ def _window_sums(values: np.ndarray) -> np.ndarray:
     height, width = (side - SSIM_WINDOW + 1 for side in values.shape[1:3])
     rows = np.sum([values[:, i : i + height] for i in range(SSIM_WINDOW)], axis=0)
     return np.sum([rows[:, :, j : j + width] for j in range(SSIM_WINDOW)], axis=0)
+
+
+@keras.saving.register_keras_serializable(package="kvq")
+class ImageMeans(keras.metrics.Metric):
+    """Means over images of several numbers that each image has, together: a `keras.metrics.Mean` for each takes 28 operations a
+    step where these are 8, of which each costs PyTorch 10 to 20 microseconds.
+
+    Args:
+        names: Of the numbers.
+        name: Of the metric. Its `result()` is a dict of the names, of no images zeros.
+    """
+
+    def __init__(self, names: Sequence[str], name: str = "image_means", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.names = list(names)
+        # The last one counts the images.
+        self.totals = self.add_variable((len(self.names) + 1,), initializer="zeros", name="totals")
+
+    def update_state(self, values: dict[str, Tensor], sample_weight: Any = None) -> None:
+        """Adds images: `values` by name, float (batch,); `sample_weight`, bool (batch,), says which of them count, by default all."""
+        rows = [values[name] for name in self.names]
+        table = ops.stack([*rows, ops.ones_like(rows[0])])
+        if sample_weight is not None:
+            # Not a product: what does not count may not even be finite.
+            table = ops.where(sample_weight, table, ops.zeros_like(table))
+        self.totals.assign_add(ops.sum(table, axis=1))
+
+    def result(self) -> dict[str, Tensor]:
+        totals = ops.convert_to_tensor(self.totals)
+        means = totals / ops.maximum(totals[-1], 1.0)
+        return {name: means[number] for number, name in enumerate(self.names)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "names": self.names}
 
 
 @keras.saving.register_keras_serializable(package="kvq")

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from kvq.metrics import CodebookUsage
+from kvq.metrics import CodebookUsage, ImageMeans
 from kvq.ops import Tensor, mean_per_image, psnr_from_mse, rescale, to_uint8
 
 
@@ -60,7 +60,7 @@ class VQVAE(_Composite):
         self.decoder = decoder
         self.loss_weights = {"reconstruction": 1.0, **(loss_weights or {})}
         # A training step sees no target but its own input, so that these stand in for `compile(metrics=...)`.
-        self.means = {name: keras.metrics.Mean(name=name) for name in ("reconstruction", *quantizer.loss_names, "psnr")}
+        self.means = ImageMeans(("reconstruction", *quantizer.loss_names, "psnr"))
         self.codebook_usage = CodebookUsage(quantizer.codebook_size, quantizer.depth)
 
     def build(self, images_shape: tuple[int | None, ...]) -> None:
@@ -84,9 +84,7 @@ class VQVAE(_Composite):
         losses = sum(terms.values())
         psnr = psnr_from_mse(terms["reconstruction"] / self.loss_weights["reconstruction"])
         # One image whose loss is not finite would make every mean so.
-        finite = ops.isfinite(losses)
-        for name, values in {**terms, "psnr": psnr}.items():
-            self.means[name].update_state(ops.where(finite, values, 0.0), sample_weight=finite)
+        self.means.update_state({**terms, "psnr": psnr}, sample_weight=ops.isfinite(losses))
         for indices in tree.flatten(y_pred["indices"]):
             self.codebook_usage.update_state(indices)
         return ops.mean(losses)

@@ -98,8 +98,8 @@ class FiniteSteps(keras.optimizers.Optimizer):
     def _judge(self, grads: Sequence[Any], skipped: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the step is taken, and, int32, by how many those that were left out become more."""
         # A sum shows whether every number in a gradient is finite, and needs one pass.
-        finite = ops.isfinite(sum(ops.sum(ops.cast(grad, "float32")) for grad in grads if grad is not None))
-        running = skipped <= self.tolerated
+        finite = ops.isfinite(sum(_sum(grad) for grad in grads if grad is not None))
+        running = ops.convert_to_tensor(skipped) <= self.tolerated
         return ops.logical_and(running, finite), ops.cast(ops.logical_and(running, ops.logical_not(finite)), "int32")
 
     @property
@@ -129,6 +129,27 @@ class FiniteSteps(keras.optimizers.Optimizer):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "FiniteSteps":
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         return cls(**{**config, "inner": inner})
+
+
+@keras.saving.register_keras_serializable(package="kvq")
+class Constant(keras.optimizers.schedules.LearningRateSchedule):
+    """The same rate at every step. As a bare number it would be a weight: state, so that a resumed run could have no other."""
+
+    def __init__(self, learning_rate: float):
+        self.learning_rate = learning_rate
+
+    def __call__(self, step: Any) -> float:
+        return self.learning_rate
+
+    def get_config(self) -> dict[str, Any]:
+        return {"learning_rate": self.learning_rate}
+
+
+def _sum(gradient: Tensor) -> Tensor:
+    """In float32: that of many finite float16 numbers may not be finite."""
+    # Asked first, since for nothing a cast costs PyTorch as much as the sum.
+    is_float32 = keras.backend.standardize_dtype(gradient.dtype) == "float32"
+    return ops.sum(gradient if is_float32 else ops.cast(gradient, "float32"))
 
 
 @contextlib.contextmanager

@@ -107,8 +107,8 @@ def test_one_bad_image_does_not_make_the_measured_means_so():
     worst[0, 3, 3] = np.nan
     loss = model.compute_loss(x=IMAGES, y_pred={**outputs, "reconstruction": ops.convert_to_tensor(worst)})
     assert np.isnan(float(ops.convert_to_numpy(loss)))
-    assert float(model.means["reconstruction"].result()) == pytest.approx(expected)
-    assert np.isfinite(float(model.means["psnr"].result()))
+    assert float(model.means.result()["reconstruction"]) == pytest.approx(expected)
+    assert np.isfinite(float(model.means.result()["psnr"]))
 
 
 def test_averages_follow_their_definition_and_are_there_only_inside():

@@ -100,12 +100,16 @@ class CodebookQuantizer(Quantizer):
 
     def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
         """Moves the running means by one step's latents (batch, ..., latent_dim) and indices (batch, ...)."""
-        self.counts.assign(self._moved(self.counts, code_counts(indices, self.codebook_size), latents))
-
-    def _moved(self, mean: Tensor, value: Tensor, latents: Tensor) -> Tensor:
         # Latents that are not finite would stay in the means for ever.
-        moved = self.decay * mean + (1.0 - self.decay) * value
-        return ops.where(ops.isfinite(ops.sum(latents)), moved, ops.convert_to_tensor(mean))
+        self.move_means(ops.isfinite(ops.sum(latents)), latents, indices)
+
+    def move_means(self, finite: Tensor, latents: Tensor, indices: Tensor) -> None:
+        """The same, unless not all latents are `finite`."""
+        self.counts.assign(self._moved(self.counts, code_counts(indices, self.codebook_size), finite))
+
+    def _moved(self, mean: Tensor, value: Tensor, finite: Tensor) -> Tensor:
+        mean = ops.convert_to_tensor(mean)
+        return ops.where(finite, self.decay * mean + (1.0 - self.decay) * value, mean)
 
     def latents_to_indices(self, latents: Tensor) -> Tensor:
         return nearest_code(self.comparable(latents), self.codes(), self.search_block)

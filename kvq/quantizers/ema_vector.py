@@ -50,9 +50,9 @@ class EMAVectorQuantizer(CodebookQuantizer):
         # The same initializer gives the same values again: m_j = e_j, as N_j = 1.
         self.sums = self._add_statistic("sums", tuple(self.codebook.shape), self.codebook_initializer)
 
-    def update_statistics(self, latents: Tensor, indices: Tensor) -> None:
-        super().update_statistics(latents, indices)
-        self.sums.assign(self._moved(self.sums, code_sums(latents, indices, self.codebook_size), latents))
+    def move_means(self, finite: Tensor, latents: Tensor, indices: Tensor) -> None:
+        super().move_means(finite, latents, indices)
+        self.sums.assign(self._moved(self.sums, code_sums(latents, indices, self.codebook_size), finite))
         counts = ops.expand_dims(ops.convert_to_tensor(self.counts), -1)
         self.codebook.assign(ops.where(counts > _FEWEST, self._means(counts), ops.convert_to_tensor(self.codebook)))
 
