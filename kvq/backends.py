@@ -37,6 +37,8 @@ COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
 # The gradients of some kernels are slow on CPUs here: spelt out, a step took 0.28 of the time on 32x32 images with `paper`, 0.18
 # on 128x128 with `resnet`. PyTorch gains nothing by it, and TensorFlow loses a third.
 XLA_GRADIENTS = {"jax"}
+# Keras takes several training steps at a stretch on these, and refuses to on PyTorch.
+SEVERAL_STEPS = {"jax", "tensorflow"}
 JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -147,6 +149,14 @@ def compiles_each_shape(name: str) -> bool:
 def gradients_of_kernels_are_slow(name: str) -> bool:
     """Whether to spell out the gradients of transposed and 1x1 convolutions' kernels as products. May import the backend."""
     return name in XLA_GRADIENTS and devices(name)[0] == "cpu"
+
+
+def steps_at_once(name: str) -> int:
+    """How many training steps Keras had best take before it comes back to its callbacks. May import the backend.
+
+    On a GPU a step of a small model takes less than what lies between two. On a CPU it does not, and to stop there takes as long.
+    """
+    return 10 if name in SEVERAL_STEPS and devices(name)[0] != "cpu" else 1
 
 
 def devices(name: str) -> list[str]:

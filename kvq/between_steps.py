@@ -26,6 +26,7 @@ class BetweenSteps(keras.callbacks.Callback):
 
     Args:
         first_step: Steps that were done before this `fit`.
+        at_once: Steps that the model takes at a stretch. What is due between them is late.
         last_step: Steps that will have been done after it.
         should_stop: Asked between steps.
         on_step: Told the number of finished steps.
@@ -42,6 +43,7 @@ class BetweenSteps(keras.callbacks.Callback):
         self,
         first_step: int,
         last_step: int,
+        at_once: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[int], None] = lambda step: None,
         on_resume: Callable[[keras.Model], None] = lambda model: None,
@@ -52,6 +54,7 @@ class BetweenSteps(keras.callbacks.Callback):
         self.actions: list[Action] = []
         self.first_step = first_step
         self.last_step = last_step
+        self.at_once = at_once
         self.should_stop = should_stop
         self.on_step = on_step
         self.on_resume = on_resume
@@ -69,11 +72,12 @@ class BetweenSteps(keras.callbacks.Callback):
         else:
             self._run(self.first_step + batch, ending=None)
         if self.should_stop():
-            # Keras asks for this after the step that begins now.
+            # Keras asks for this after the steps that begin now.
             self.model.stop_training = True
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._run(self.step + 1, ending="finished" if self.step + 1 == self.last_step else "interrupted")
+        step = self.step + self.at_once
+        self._run(step, ending="finished" if step == self.last_step else "interrupted")
 
     def _run(self, step: int, ending: str | None) -> None:
         self.step = step

@@ -43,7 +43,7 @@ class LogMetrics:
     Args:
         run: The run.
         first_step: Steps that were done before.
-        every: Steps between two records; the first and the last step always have one.
+        every: Steps between two records; the first step (of several at once, the last of those) and the last always have one.
         batch_size: Images a step.
         waited: Seconds that training has waited for data so far.
         trained: Seconds that it has trained so far.
@@ -73,7 +73,8 @@ class LogMetrics:
     def due(self, step: int, ending: str | None) -> bool:
         if self._since is None:
             self._since = (self.first_step, self.waited(), self.trained())
-        return step > self._since[0] and (step == 1 or step % self.every == 0 or ending is not None)
+        first = self.first_step == 0 and not self.last
+        return step > self._since[0] and (first or step % self.every == 0 or ending is not None)
 
     def act(self, model: keras.Model, step: int) -> None:
         assert self._since is not None

@@ -1,6 +1,7 @@
 """Training: from a configuration to a run folder with a tokenizer in it."""
 
 import contextlib
+import math
 import os
 import random
 import sys
@@ -158,7 +159,8 @@ def _train(
             for name, images in (("train", source), ("validation", validation))
         }
         check = CheckFinite(run, model.optimizer.skipped, batches.__getitem__, note)
-        between = BetweenSteps(first_step, train.steps, stop.is_set, progress.step, RestoreSums(model), check, note)
+        model.steps_per_execution = at_once = _steps_at_once(config, first_step)
+        between = BetweenSteps(first_step, train.steps, at_once, stop.is_set, progress.step, RestoreSums(model), check, note)
         waited, trained = lambda: inputs.waited, lambda: between.seconds
         metrics = LogMetrics(run, first_step, train.log_every, train.batch_size, waited, trained, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
@@ -187,6 +189,15 @@ def _train(
     status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
+
+
+def _steps_at_once(config: RunConfig, first_step: int) -> int:
+    """As many as the backend gains by, of those numbers of steps into which nothing that is due falls, nor the end."""
+    train = config.train
+    every = [train.log_every, train.sample_every, train.validate_every, config.checkpoint.every_steps]
+    together = math.gcd(first_step, train.steps, *every, config.codebook.replace_dead_every)
+    most = backends.steps_at_once(keras.backend.backend())
+    return max(number for number in range(1, most + 1) if together % number == 0)
 
 
 def compiled(config: RunConfig, channels: int) -> VQVAE:

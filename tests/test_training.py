@@ -1,14 +1,18 @@
 """What `kvq train` promises: the run folder, determinism, resuming, stopping, and errors that leave nothing behind."""
 
+import signal
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from kvq import backends
 from kvq.config import load_config
 from kvq.errors import ConfigError, DataError, KvqError, RunError
+from kvq.progress import Progress
 from kvq.run import Run
 from kvq.training import describe, train
 
@@ -65,6 +69,36 @@ def test_the_same_configuration_gives_the_same_weights(finished, tmp_path):
     first, second = (load_file(folder / "model.safetensors") for folder in (run.model, tmp_path / "again" / "model"))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras takes one step at a time on PyTorch")
+def test_several_steps_at_once_change_nothing_but_when_the_first_record_comes(tmp_path, monkeypatch):
+    config = small_config(8, "codebook.replace_dead_every=4", "codebook.dead_below=0.5")
+    monkeypatch.setattr(backends, "steps_at_once", lambda name: 1)
+    train(config, tmp_path / "one")
+    monkeypatch.setattr(backends, "steps_at_once", lambda name: 3)
+    train(config, tmp_path / "two")  # not 3: something is due after every second step
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    assert (steps_logged(one, "train"), steps_logged(two, "train")) == ([1, 2, 4, 6, 8], [2, 4, 6, 8])
+    assert steps_logged(two, "validation") == steps_logged(one, "validation") == [4, 8]
+    first, second = (load_file(run.model / "model.safetensors") for run in (one, two))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras takes one step at a time on PyTorch")
+def test_a_run_of_several_steps_at_once_stops_between_them_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "steps_at_once", lambda name: 2)
+    train(small_config(8), tmp_path / "whole")
+    stopping = Progress()
+    stopping.step = lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None
+    stopped = train(small_config(8), tmp_path / "run", progress=stopping)
+    assert (stopped["status"], stopped["steps"]) == ("interrupted", 4)
+    assert train(small_config(8), tmp_path / "run", resume=True)["steps"] == 8
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+    assert steps_logged(Run(tmp_path / "run"), "train") == [2, 4, 6, 8]
 
 
 def test_another_seed_gives_other_weights(finished, tmp_path):
