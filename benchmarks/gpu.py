@@ -24,6 +24,7 @@ from growth import BASE, settings
 from training_step import NEEDS, PEERS, PRECISIONS, WORKLOADS
 
 from kvq import backends
+from kvq.config import load_config
 
 HERE = Path(__file__).parent
 QUICK = os.environ.get("KVQ_QUICK", "") not in ("", "0")
@@ -106,8 +107,8 @@ def stages(folder: Path) -> list[tuple[str, float, Callable[[Found, float], None
     return [
         ("environment", 60, environment),
         *steps("W1", "float32"),
-        ("train cifar10", 110, train("cifar10", 45)),
-        ("train mscoco_resnet", 110, train("mscoco_resnet", 35)),
+        ("train cifar10", 120, train("cifar10", 60)),
+        ("train mscoco_resnet", 160, train("mscoco_resnet", 100)),
         *steps("W2", "float32"),
         ("memory", 90, memory),
         ("quantizers", 90, quantizers),
@@ -212,7 +213,7 @@ def quantizers(found: Found, until: float) -> None:
 
 
 def train_for(found: Found, until: float, config: str, seconds: float, folder: Path) -> None:
-    """`kvq train` for about so many seconds of steps, and `kvq evaluate`."""
+    """`kvq train` for about so many seconds of steps, but not for more than the configuration's own, and `kvq evaluate`."""
     data = _data(config)
     backend = os.environ.get("KERAS_BACKEND") or backends.default()
     probe = json.loads(
@@ -221,7 +222,8 @@ def train_for(found: Found, until: float, config: str, seconds: float, folder: P
     if "error" in probe:
         raise StageError(probe["error"])
     # The images have to be read as well, and records to be written.
-    steps = 6 if QUICK else max(int(seconds / (1.3 * probe["step"])) // 100 * 100, 100)
+    steps = 6 if QUICK else max(int(seconds / (1.3 * probe["step"])) // 400 * 400, 400)
+    steps = min(steps, load_config(config).train.steps)
     found |= {"backend": backend, "probe_step": probe["step"], "steps": steps}
     out = folder / config
     # A validation and pictures at the end, and a few in between.
