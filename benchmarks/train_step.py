@@ -196,8 +196,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kvq.data import iterate, open_source, training_batches, training_transforms
 
     steps, block = arguments.steps, arguments.block
-    # Nothing but steps and their records: pictures, validation and checkpoints come after the last block.
+    # Nothing but steps and their records: pictures, validation and checkpoints come after the last block. And kvq places no code,
+    # since the other side does not: how many of them are used can decide how long a step takes, on a GPU with JAX.
     rare = [f"train.{name}={10**9}" for name in ("sample_every", "validate_every")] + [f"checkpoint.every_steps={10**9}"]
+    rare += ['codebook.initialise="none"', "codebook.replace_dead_every=0"]
     total = arguments.warm_up + steps
     fixed = [f"train.steps={total}", f"train.precision={arguments.precision}", "data.validation_images=1"]
     config = load_config(arguments.config, [*rare, *arguments.set, *fixed])

@@ -29,6 +29,7 @@ from kvq.untrusted import parse_json, read_bytes
 FORMAT_VERSION = 1
 _DESCRIPTION_LIMIT = 2**16  # bytes
 _HEADER_LIMIT = 2**22  # bytes
+_SUMS = "metric."  # begins the names of what a run can go on without
 # What reading a broken checkpoint can raise.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -97,6 +98,7 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
     model.optimizer.build(model.trainable_variables)
     variables = dict(_state(model))
     kinds = {name: (tuple(variable.shape), _is_float(variable.dtype)) for name, variable in variables.items()}
+    state = {name: kind for name, kind in kinds.items() if not name.startswith(_SUMS)}
     largest = _HEADER_LIMIT + sum(8 * math.prod(shape) for shape, _ in kinds.values())
     for folder in reversed(_folders(run)):
         try:
@@ -105,10 +107,13 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
         except _BROKEN as error:
             note(f"{folder} is broken ({error}); the one before it is taken.")
             continue
-        if kinds != {name: (array.shape, _is_float(array.dtype.name)) for name, array in arrays.items()}:
+        found = {name: (array.shape, _is_float(array.dtype.name)) for name, array in arrays.items()}
+        if state != {name: kind for name, kind in found.items() if not name.startswith(_SUMS)}:
             raise RunError(f"{folder} is of another model than the configuration of {run.folder}. Its config.toml was edited.")
-        for name, variable in variables.items():
-            variable.assign(arrays[name])
+        if kinds != found:
+            note(f"{folder} was written by a kvq that measured otherwise: the next record is of the steps from here on.")
+        for name in kinds if kinds == found else state:
+            variables[name].assign(arrays[name])
         return checkpoint
     raise _none_whole(run)
 
@@ -124,7 +129,7 @@ def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:
         yield f"seed.{index:04d}", generator.state
     # What was measured since the last record, for the next one to be that of a run that was not stopped.
     for index, variable in enumerate(model.metrics_variables):
-        yield f"metric.{index:04d}", variable
+        yield f"{_SUMS}{index:04d}", variable
 
 
 def has_checkpoint(run: Run) -> bool:

@@ -86,7 +86,7 @@ class ImageMeans(keras.metrics.Metric):
         self.totals = self.add_variable((len(self.names) + 1,), initializer="zeros", name="totals")
 
     def update_state(self, values: dict[str, Tensor], sample_weight: Any = None) -> None:
-        """Adds images: `values` by name, float (batch,); `sample_weight`, bool (batch,), says which of them count, by default all."""
+        """Adds images: `values` by name, float (batch,). `sample_weight`, bool (batch,), says which count; default: all."""
         rows = [values[name] for name in self.names]
         table = ops.stack([*rows, ops.ones_like(rows[0])])
         if sample_weight is not None:

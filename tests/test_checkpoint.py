@@ -329,6 +329,23 @@ def test_state_of_other_tensors_is_refused_and_nothing_is_assigned(run, trained,
         np.testing.assert_array_equal(one, another)
 
 
+def other_sums(arrays):
+    return {name: array for name, array in arrays.items() if not name.startswith("metric.")} | {
+        "metric.0000": np.ones(7, "float32")
+    }
+
+
+def test_sums_of_a_kvq_that_measured_otherwise_are_left_out_with_a_note(run, trained, untrained):
+    hold(other_sums)(save(run, trained, 3, keep=1))
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in untrained.metrics_variables]
+    notes = []
+    assert restore(run, untrained, notes.append) == 3
+    assert len(notes) == 1 and "measured otherwise" in notes[0]
+    assert_same_state(trained, untrained)
+    for one, another in zip(before, untrained.metrics_variables, strict=True):
+        np.testing.assert_array_equal(one, keras.ops.convert_to_numpy(another))
+
+
 @pytest.mark.parametrize("changes", OTHERS, ids=str)
 def test_checkpoint_of_another_model_is_refused_and_nothing_is_assigned(run, trained, changes):
     save(run, trained, 3, keep=1)

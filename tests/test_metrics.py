@@ -7,7 +7,7 @@ from keras import ops
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kvq.data import open_source
-from kvq.metrics import CodebookUsage, psnr, ssim
+from kvq.metrics import CodebookUsage, ImageMeans, psnr, ssim
 
 
 def disturbed(images, seed):
@@ -82,6 +82,23 @@ def test_images_smaller_than_the_window_have_no_ssim(size):
 
 def result(metric):
     return {name: float(ops.convert_to_numpy(value)) for name, value in metric.result().items()}
+
+
+def test_image_means_are_over_the_images_that_count_and_of_none_zero():
+    means = ImageMeans(("one", "two"))
+    assert result(means) == {"one": 0.0, "two": 0.0}
+    one, two = np.random.default_rng(0).normal(size=(2, 8)).astype("float32")
+    spoilt = np.array([two[0], np.nan, two[2], two[3], np.inf], "float32")
+    counted = np.array([True, False, True, True, False])
+    means.update_state({"one": ops.convert_to_tensor(one[:5]), "two": ops.convert_to_tensor(spoilt)}, sample_weight=counted)
+    means.update_state({"one": ops.convert_to_tensor(one[5:]), "two": ops.convert_to_tensor(two[5:])})
+    whole = [0, 2, 3, 5, 6, 7]
+    expected = {"one": one.astype("float64")[whole].mean(), "two": two.astype("float64")[whole].mean()}
+    assert result(means) == pytest.approx(expected, rel=1e-6)
+    means.reset_state()
+    assert result(means) == {"one": 0.0, "two": 0.0}
+    again = ImageMeans.from_config(means.get_config())
+    assert (again.names, again.name) == (means.names, means.name)
 
 
 def test_codebook_usage_is_of_the_whole_set_not_a_mean_over_batches():

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kvq.build import build_optimizer
+from kvq.config import TrainConfig
 from kvq.model import VQVAE
 from kvq.optimizer import FiniteSteps, averaged
 from kvq.quantizers import EMAVectorQuantizer, VectorQuantizer
@@ -150,3 +152,14 @@ def test_configuration_round_trip():
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert isinstance(again, FiniteSteps) and again.tolerated == 3
     assert again.inner.global_clipnorm == 2.0 and float(ops.convert_to_numpy(again.learning_rate)) == 0.25
+
+
+def test_a_constant_rate_is_the_same_at_every_step_and_no_state():
+    optimizer = build_optimizer(TrainConfig(steps=10, batch_size=1, learning_rate=0.25, schedule="constant"))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    model = build(again)
+    rates = [float(ops.convert_to_numpy(again.learning_rate))]
+    model.train_on_batch(IMAGES)
+    assert rates + [float(ops.convert_to_numpy(again.learning_rate))] == [0.25, 0.25]
+    # Among Adam's variables it would be restored on a resume, and could not be changed.
+    assert not [variable.path for variable in again.inner.variables if "learning_rate" in variable.path]
