@@ -12,11 +12,12 @@ Tensor = Any
 _FAST_ARGMIN = backends.argmin_is_fast(keras.backend.backend())
 
 
-# Distances that a search holds at once: 8 MB stay in a processor's cache, where passing over them again costs little.
-SEARCH_BLOCK = 2**21
-_CODES_AT_ONCE = 2**14
-# Blocks that a graph spells out one by one; more become a loop.
-_UNROLLED = 16
+# Distances that a search holds at once: 4 MB stay in a processor's cache, where passing over them again costs little.
+SEARCH_BLOCK = 2**20
+_CODES_AT_ONCE = 2**13
+# Blocks that a graph spells out one by one; more become a loop, of which one block is in memory. As many as an image of 32x32
+# positions has with `_CODES_AT_ONCE`: TensorFlow begins ten images at once, and would hold a block for each.
+_UNROLLED = 8
 
 
 def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_BLOCK) -> Tensor:
