@@ -5,7 +5,8 @@
 16,384 latents of 64 channels, one process per cell, cells in turn for some rounds. Prints a Markdown table: medians, how many
 times faster than vector-quantize-pytorch (learnable_codebook=True, ema_update=False) in the same round, and what a process (with
 a GPU: the GPU, for its tensors) holds at most above what it held before the first pass, compiling included. `--memory` instead
-shows how that grows with the number of codes at 16 channels, without the results: the gradients of latents and codebook.
+shows how that grows with the number of codes at 16 channels, without the results: the gradients of latents and codebook. With
+`--collapsed` all latents lie at one code, as when a codebook has collapsed: their gradients then add up in one place.
 Without `--python`, every contender runs on the Python that runs this; give one for each backend where they live apart.
 """
 
@@ -132,11 +133,13 @@ def cdist_pass(latents: Any, codebook: Any) -> Callable[[], Any]:
     return eager
 
 
-def cell(contender: str, codes: int, dim: int, passes: int) -> dict[str, float]:
+def cell(contender: str, codes: int, dim: int, passes: int, collapsed: int) -> dict[str, float]:
     import numpy as np
 
     rng = np.random.default_rng(0)
     latents, codebook = (rng.normal(size=(rows, dim)).astype("float32") for rows in (N, codes))
+    if collapsed:
+        latents = codebook[0] + 0.001 * latents
     if contender.startswith("kvq"):
         run = kvq_pass(CONTENDERS[contender], latents, codebook)
     else:
@@ -151,10 +154,11 @@ def cell(contender: str, codes: int, dim: int, passes: int) -> dict[str, float]:
     return {"seconds": statistics.median(seconds[1:] or seconds), "mebibytes": peak(CONTENDERS[contender])["peak_mib"] - before}
 
 
-def in_a_process(contender: str, codes: int, dim: int, passes: int, pythons: dict[str, str]) -> dict[str, float] | None:
+def in_a_process(contender: str, numbers: list[int], pythons: dict[str, str]) -> dict[str, float] | None:
+    """`cell` with those numbers."""
     backend = CONTENDERS[contender]
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [pythons.get(backend, sys.executable), __file__, "--cell", contender, str(codes), str(dim), str(passes)]
+    command = [pythons.get(backend, sys.executable), __file__, "--cell", contender, *map(str, numbers)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
@@ -164,7 +168,8 @@ def in_a_process(contender: str, codes: int, dim: int, passes: int, pythons: dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--cell", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--collapsed", action="store_true", help="all latents at one code")
     parser.add_argument("--codes", type=int, nargs="+", default=[512, 8192, 65536])
     parser.add_argument("--contender", action="append", choices=CONTENDERS, help="repeatable; default: all")
     parser.add_argument("--json", action="store_true", help="one JSON list on stdout instead of the table")
@@ -173,8 +178,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], metavar="BACKEND=PYTHON")
     arguments = parser.parse_args()
     if arguments.cell:
-        contender, *numbers = arguments.cell
-        print(json.dumps(cell(contender, *map(int, numbers))))
+        print(json.dumps(cell(arguments.cell[0], *map(int, arguments.cell[1:]))))
         return
     pythons = dict(pair.split("=", 1) for pair in arguments.python)
     kvq_alone = [contender for contender in CONTENDERS if contender.startswith("kvq")]
@@ -186,7 +190,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for codes in sizes:
             for contender in contenders:
-                result = in_a_process(contender, codes, dim, 6 if codes < 10_000 else 3, pythons)
+                numbers = [codes, dim, 6 if codes < 10_000 else 3, int(arguments.collapsed)]
+                result = in_a_process(contender, numbers, pythons)
                 if result:
                     measured.setdefault((contender, codes), []).append(result)
     if arguments.json:
