@@ -5,7 +5,7 @@
 A line of JSON for each point, a list of what `kvq train --set` takes. Memory is what the backend says that its tensors held at
 most on the GPU, and without a GPU the most that the process held. Where the record cannot be reset (JAX on a GPU, and processes
 outside Linux), it is told for the first point only: give each point a process of its own there. The images are noise; kvq goes
-through Keras' `fit`.
+through Keras' `fit`, one step at a time, where `kvq train` takes several at once on a GPU.
 """
 
 import argparse

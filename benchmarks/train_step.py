@@ -146,13 +146,14 @@ class InTurn(Progress):
             return
         self.wait()
         if done:
-            self.kvq.append(self._since_start())
+            self.kvq.append(self._since_start(step - self.begun))  # of several steps at once it may be more than a block
             self._start()
             self._by_hand(self.block)
-            self.hand.append(self._since_start())
+            self.hand.append(self._since_start(self.block))
             time.sleep(SETTLING)
             self.peak.append(self.product.measure())
         self._await_turn()
+        self.begun = step
         self._start()
 
     def _await_turn(self) -> None:
@@ -170,9 +171,9 @@ class InTurn(Progress):
         time.sleep(SETTLING)
         self.started = time.perf_counter(), time.process_time()
 
-    def _since_start(self) -> tuple[float, float]:
+    def _since_start(self, steps: int) -> tuple[float, float]:
         seconds, of_threads = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
-        return seconds / self.block, of_threads / self.block
+        return seconds / steps, of_threads / steps
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ class Measurement:
 def _process(workload: str, peer: str, precision: str, arguments: argparse.Namespace) -> Iterator[Measurement]:
     (backend, module), (config, channels, overrides) = PEERS[peer], WORKLOADS[workload]
     command = [sys.executable, str(HERE / "train_step.py"), "--backend", backend, "--peer", module, "--config", config, "--json"]
-    command += ["--channels", str(channels), "--precision", precision, "--warm-up", "2", "--in-turn"]
+    command += ["--channels", str(channels), "--precision", precision, "--warm-up", str(max(arguments.block, 2)), "--in-turn"]
     command += ["--steps", str(arguments.steps), "--block", str(arguments.block)]
     command += [word for override in overrides for word in ("--set", override)] + ["--check"] * arguments.check
     # Several of them share a GPU, of which JAX would take three quarters unasked.

@@ -26,8 +26,8 @@ class BetweenSteps(keras.callbacks.Callback):
 
     Args:
         first_step: Steps that were done before this `fit`.
-        at_once: Steps that the model takes at a stretch. What is due between them is late.
         last_step: Steps that will have been done after it.
+        at_once: Steps that the model takes at a stretch; nothing may be due between them.
         should_stop: Asked between steps.
         on_step: Told the number of finished steps.
         on_resume: Called in the place of the actions where steps were done before this `fit`.

@@ -68,16 +68,13 @@ class LogMetrics:
         self.watchers = watchers
         self.last: dict[str, Any] = {}
         self.first_step = first_step
-        self._since: tuple[int, float, float] | None = None
+        self._since = (first_step, 0.0, 0.0)
 
     def due(self, step: int, ending: str | None) -> bool:
-        if self._since is None:
-            self._since = (self.first_step, self.waited(), self.trained())
         first = self.first_step == 0 and not self.last
         return step > self._since[0] and (first or step % self.every == 0 or ending is not None)
 
     def act(self, model: keras.Model, step: int) -> None:
-        assert self._since is not None
         result = {name: float(value) for name, value in model.get_metrics_result().items()}
         waited, trained = self.waited(), self.trained()
         steps, seconds = step - self._since[0], max(trained - self._since[2], 1e-9)
@@ -99,7 +96,7 @@ class LogMetrics:
 
 
 class LogBatches:
-    """Writes the SHA-256 of every batch to metrics.jsonl, so that two runs can be compared. Every step then waits for the last.
+    """Writes the SHA-256 of every batch to metrics.jsonl, so that two runs can be compared. No step is queued then.
 
     Args:
         run: The run.

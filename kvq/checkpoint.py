@@ -90,7 +90,7 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
     """Puts the newest checkpoint that is whole into a compiled model.
 
     Args:
-        note: Told of every checkpoint that was passed over because it is broken.
+        note: Told of every checkpoint that was passed over because it is broken, and of sums of metrics that were left out.
 
     Raises:
         RunError: If there is none, or the newest is of another model or of a newer kvq.
@@ -174,7 +174,7 @@ def _arrays(checkpoint: Checkpoint, largest: int) -> dict[str, np.ndarray]:
     arrays = load(content)
     for name, array in arrays.items():
         # Measurements may be infinite: the PSNR of a perfect image is.
-        if array.dtype.kind == "f" and not name.startswith("metric.") and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not name.startswith(_SUMS) and not np.isfinite(array).all():
             raise ValueError(f"{name} is NaN or infinite")
     return arrays
 

@@ -12,22 +12,22 @@ Tensor = Any
 _FAST_ARGMIN = backends.argmin_is_fast(keras.backend.backend())
 
 
-# Distances that a search holds at once: 4 MB stay in a processor's cache, where passing over them again costs little.
-SEARCH_BLOCK = 2**20
+# As many distances at once as suit the device.
+DEVICES_OWN = 0
 _CODES_AT_ONCE = 2**13
 # Blocks that a graph spells out one by one; more become a loop, of which one block is in memory. As many as an image of 32x32
 # positions has with `_CODES_AT_ONCE`: TensorFlow begins ten images at once, and would hold a block for each.
 _UNROLLED = 8
 
 
-def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_BLOCK) -> Tensor:
+def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = DEVICES_OWN) -> Tensor:
     """Index of the code nearest to each latent vector, by squared Euclidean distance.
 
     Args:
         latents: Float tensor (..., latent_dim).
         codebook: Float tensor (codebook_size, latent_dim).
-        block: How many distances are held at once; None for all, in the form that exporters take. Where the batch is of unknown
-            size, as in TensorFlow's graphs, a block is at least an image, or all if images are small.
+        block: How many distances are held at once, `DEVICES_OWN` or a number; None for all, in the form that exporters take.
+            Where the batch is of unknown size, as in TensorFlow's graphs, a block is at least an image, or all if they are small.
 
     Returns:
         int32 tensor (...) in [0, codebook_size), through which no gradient goes. Of equally near codes the lowest index. A
@@ -38,6 +38,7 @@ def nearest_code(latents: Tensor, codebook: Tensor, block: int | None = SEARCH_B
     # |z|^2 is the same for every code, and the argmin needs no square root.
     if block is None:
         return lowest(ops.sum(ops.square(codebook), axis=-1) - 2.0 * ops.matmul(latents, ops.transpose(codebook)))
+    block = block or backends.search_block(keras.backend.backend())
     # A last coordinate that is 1 in every latent, for |e|^2 to ride along in the product.
     latents = ops.concatenate([latents, ops.ones_like(latents[..., :1])], axis=-1)
     positions, codebook_size = latents.shape[:-1], codebook.shape[0]
@@ -69,11 +70,13 @@ def _as_weights(codebook: Tensor) -> Tensor:
 def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
     """Indices (n,) for latents (n, d + 1) among codes (k, d), some codes after the others, so that few are copied at once."""
     count, codebook_size = latents.shape[0], codebook.shape[0]
+    parts = -(-codebook_size // _CODES_AT_ONCE)
+    size = -(-codebook_size // parts)
 
     def search(number: Tensor, best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # The last part begins earlier, to be as long as the others: codes that come again are not nearer.
-        start = ops.minimum(number * _CODES_AT_ONCE, codebook_size - _CODES_AT_ONCE)
-        weights = _as_weights(_after(ops.slice(codebook, (start, 0), (_CODES_AT_ONCE, codebook.shape[1])), best[1]))
+        start = ops.minimum(number * size, codebook_size - size)
+        weights = _as_weights(_after(ops.slice(codebook, (start, 0), (size, codebook.shape[1])), best[1]))
         position = _nearest_in_blocks(latents, weights, rows)
         distance = ops.sum(latents * ops.take(ops.transpose(weights), position, axis=0), axis=-1)
         # Only what is nearer replaces, so that of equals the first stays.
@@ -81,7 +84,7 @@ def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
         return ops.where(nearer, distance, best[0]), ops.where(nearer, position + start, best[1])
 
     none = ops.full((count,), math.inf, "float32"), ops.zeros((count,), "int32")
-    return ops.fori_loop(0, -(-codebook_size // _CODES_AT_ONCE), search, none)[1]
+    return ops.fori_loop(0, parts, search, none)[1]
 
 
 def _nearest_in_blocks(latents: Tensor, weights: Tensor, rows: int) -> Tensor:
@@ -220,8 +223,9 @@ def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
 def code_sums(latents: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
     """Sum of the latents (..., latent_dim) that each code was given by `indices` (...): (codebook_size, latent_dim)."""
     flat = ops.reshape(ops.cast(latents, "float32"), (-1, latents.shape[-1]))
-    # A sum by segments takes PyTorch 12 times as long (8,192 latents of 64 channels, 512 codes), the other backends as long.
-    return ops.scatter_update(ops.zeros((codebook_size, flat.shape[-1])), ops.reshape(indices, (-1, 1)), flat, reduction="add")
+    # On a CPU a sum by segments takes PyTorch 12 times as long (8,192 latents of 64 channels, 512 codes), the others as long.
+    none = ops.zeros((codebook_size, flat.shape[-1]), "float32")
+    return ops.scatter_update(none, ops.reshape(indices, (-1, 1)), flat, reduction="add")
 
 
 def perplexity(counts: Tensor) -> Tensor:

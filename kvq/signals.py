@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM, for training to end with the step under way; the second one ends at once."""
+    """Set by the first Ctrl-C or SIGTERM, for training to end with the steps under way; the second one ends at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -37,7 +37,8 @@ def benchmark(
 ) -> dict[str, Any]:
     """Times a training step on each installed backend: forward, backward, optimizer and metrics, on noise of the right size.
 
-    No image is loaded, nothing is logged, sampled or saved.
+    No image is loaded, nothing is logged, sampled or saved. Steps are taken one at a time, where `train` takes several at once if
+    that is faster, as on a GPU.
 
     Args:
         config: A configuration, or what `load_config` takes.

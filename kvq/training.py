@@ -160,7 +160,9 @@ def _train(
         }
         check = CheckFinite(run, model.optimizer.skipped, batches.__getitem__, note)
         model.steps_per_execution = at_once = _steps_at_once(config, first_step)
-        between = BetweenSteps(first_step, train.steps, at_once, stop.is_set, progress.step, RestoreSums(model), check, note)
+        between = BetweenSteps(
+            first_step, train.steps, at_once, stop.is_set, progress.step, on_resume=RestoreSums(model), check=check, note=note
+        )
         waited, trained = lambda: inputs.waited, lambda: between.seconds
         metrics = LogMetrics(run, first_step, train.log_every, train.batch_size, waited, trained, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)

@@ -331,7 +331,7 @@ def test_state_of_other_tensors_is_refused_and_nothing_is_assigned(run, trained,
 
 def other_sums(arrays):
     return {name: array for name, array in arrays.items() if not name.startswith("metric.")} | {
-        "metric.0000": np.ones(7, "float32")
+        "metric.0000": np.array(7, "float32")
     }
 
 

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from kvq import backends
+from kvq.callbacks import LogMetrics
 from kvq.config import load_config
 from kvq.errors import ConfigError, DataError, KvqError, RunError
 from kvq.progress import Progress
 from kvq.run import Run
-from kvq.training import describe, train
+from kvq.training import _steps_at_once, describe, train
 
 # A network and batches small enough for a few steps a second on every backend.
 SMALL = ("train.batch_size=16", "model.latent_dim=8", "quantizer.codebook_size=16", "data.validation_images=32")
@@ -99,6 +101,43 @@ def test_a_run_of_several_steps_at_once_stops_between_them_and_goes_on(tmp_path,
     for name in whole:
         np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
     assert steps_logged(Run(tmp_path / "run"), "train") == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    "settings, first, expected",
+    [
+        ((), 0, 10),
+        (("train.steps=122",), 0, 2),
+        (("train.log_every=15",), 0, 5),
+        (("codebook.replace_dead_every=0",), 30, 10),
+        ((), 37, 1),
+        (("train.steps=10",), 0, 10),
+    ],
+)
+def test_as_many_steps_at_once_as_nothing_falls_between(monkeypatch, settings, first, expected):
+    config = load_config("cifar10", ["train.steps=200", *settings])
+    monkeypatch.setattr(backends, "steps_at_once", lambda name: 10)
+    assert _steps_at_once(config, first) == expected
+
+
+@pytest.mark.parametrize("name, device, expected", [("jax", "gpu: A", 10), ("torch", "gpu: A", 1), ("tensorflow", "cpu", 1)])
+def test_several_steps_at_once_are_for_gpus_where_keras_can(monkeypatch, name, device, expected):
+    monkeypatch.setattr(backends, "devices", lambda name: [device])
+    assert backends.steps_at_once(name) == expected
+
+
+def test_the_first_record_after_a_resume_is_of_all_that_was_waited(tmp_path):
+    run = Run(tmp_path / "run")
+    run.create(small_config(8), {})
+    results = {"loss": 1.0, "reconstruction": 1.0}
+    model = SimpleNamespace(
+        quantizer=SimpleNamespace(loss_names=()), get_metrics_result=lambda: dict(results), reset_metrics=lambda: None
+    )
+    # Ten steps at once: that something was waited for is seen after the first ten.
+    action = LogMetrics(run, 30, 20, 4, waited=lambda: 3.0, trained=lambda: 6.0, watchers=[])
+    assert action.due(40, None)
+    action.act(model, 40)
+    assert (action.last["input_wait"], action.last["images_per_second"]) == (0.5, 10 * 4 / 6)
 
 
 def test_another_seed_gives_other_weights(finished, tmp_path):

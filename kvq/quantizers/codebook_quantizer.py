@@ -104,7 +104,7 @@ class CodebookQuantizer(Quantizer):
         self.move_means(ops.isfinite(ops.sum(latents)), latents, indices)
 
     def move_means(self, finite: Tensor, latents: Tensor, indices: Tensor) -> None:
-        """The same, unless not all latents are `finite`."""
+        """The same, where `finite`, a bool scalar, says that all latents are; else nothing moves."""
         self.counts.assign(self._moved(self.counts, code_counts(indices, self.codebook_size), finite))
 
     def _moved(self, mean: Tensor, value: Tensor, finite: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kvq.ops import SEARCH_BLOCK, Tensor
+from kvq.ops import DEVICES_OWN, Tensor
 
 LARGEST_INDEX = 2**31 - 1
 # Loss terms of the batch as a whole: their mean over batches is not that of the set, so that evaluation leaves them out.
@@ -28,7 +28,7 @@ class Quantizer(keras.layers.Layer):
     loss_names: tuple[str, ...] = ()
     codebook_size: int
     depth: int | None = None
-    search_block: int | None = SEARCH_BLOCK
+    search_block: int | None = DEVICES_OWN
 
     def __init__(self, **kwargs: Any):
         # Keras would otherwise round the latents to the policy's type before they get here.
