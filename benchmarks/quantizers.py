@@ -200,7 +200,8 @@ def main() -> None:
         ]
         print(json.dumps(cells))
         return
-    print(f"{N} latents of {dim} channels, forward and backward; {os.cpu_count()} cores, {_cpu()}\n")
+    where = ", all at one code" if arguments.collapsed else ""
+    print(f"{N} latents of {dim} channels{where}, forward and backward; {os.cpu_count()} cores, {_cpu()}\n")
     print("| | " + " | ".join(f"K = {codes:,}: s | faster | MiB" for codes in sizes) + " |")
     print("|---" * (1 + 3 * len(sizes)) + "|")
     for contender in contenders:
