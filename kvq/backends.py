@@ -1,4 +1,5 @@
-"""Which Keras backend to use, and what each one offers here. The only file of kvq, beside the exporters, that knows their names.
+"""Which Keras backend to use, and what each one offers here. Only this file of kvq knows their names; and the exporters, and
+`recorded_step`, which is written for one.
 
 It imports neither Keras nor a backend by itself: `choose` must have its say before Keras is imported. Keras' own file
 keras.json is not read, since Keras writes "tensorflow" into it unasked.
@@ -39,6 +40,8 @@ COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
 XLA_GRADIENTS = {"jax"}
 # Keras takes several training steps at a stretch on these, and refuses to on PyTorch.
 SEVERAL_STEPS = {"jax", "tensorflow"}
+# Keras does not compile steps here, but calls layer by layer.
+RECORDED_STEPS = {"torch"}
 JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -167,6 +170,11 @@ def steps_at_once(name: str) -> int:
     On a GPU a step of a small model takes less than what lies between two. On a CPU it does not, and to stop there takes as long.
     """
     return 10 if name in SEVERAL_STEPS and devices(name)[0] != "cpu" else 1
+
+
+def steps_are_recorded(name: str) -> bool:
+    """Whether `kvq.recorded_step` takes the training steps of a backend."""
+    return name in RECORDED_STEPS
 
 
 def devices(name: str) -> list[str]:

@@ -9,7 +9,7 @@ import keras
 from kvq.config import LossConfig, ModelConfig, QuantizerConfig, Section, TrainConfig
 from kvq.model import MODELS, VQVAE
 from kvq.networks import build_decoder, build_encoder
-from kvq.optimizer import Constant, FiniteSteps
+from kvq.optimizer import Constant, FiniteSteps, Warmup
 from kvq.quantizers import QUANTIZERS, Quantizer
 from kvq.quantizers.regularisers import REGULARISERS
 
@@ -46,16 +46,10 @@ def build_optimizer(train: TrainConfig) -> FiniteSteps:
 
 
 def _learning_rate(train: TrainConfig) -> keras.optimizers.schedules.LearningRateSchedule:
-    if train.schedule == "constant" and not train.warmup_steps:
-        return Constant(train.learning_rate)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if train.warmup_steps else train.learning_rate,
-        decay_steps=max(train.steps - train.warmup_steps, 1),
-        # A cosine that decays to all of its start is a constant.
-        alpha=1.0 if train.schedule == "constant" else 0.0,
-        warmup_target=train.learning_rate if train.warmup_steps else None,
-        warmup_steps=train.warmup_steps,
-    )
+    rate = train.learning_rate
+    decay = max(train.steps - train.warmup_steps, 1)
+    schedule = Constant(rate) if train.schedule == "constant" else keras.optimizers.schedules.CosineDecay(rate, decay)
+    return Warmup(schedule, train.warmup_steps) if train.warmup_steps else schedule
 
 
 def build_quantizer(section: Any, name: str) -> Quantizer:

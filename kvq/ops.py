@@ -74,8 +74,9 @@ def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
     size = -(-codebook_size // parts)
 
     def search(number: Tensor, best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        # The last part begins earlier, to be as long as the others: codes that come again are not nearer.
-        start = ops.minimum(number * size, codebook_size - size)
+        # All are of one length, so that they overlap where it does not divide: codes that come again are not nearer. A number of
+        # Python's where `number` is one: to slice at a tensor, PyTorch would wait for its value.
+        start = number * (codebook_size - size) // (parts - 1)
         weights = _as_weights(_after(ops.slice(codebook, (start, 0), (size, codebook.shape[1])), best[1]))
         position = _nearest_in_blocks(latents, weights, rows)
         distance = ops.sum(latents * ops.take(ops.transpose(weights), position, axis=0), axis=-1)
@@ -216,8 +217,8 @@ def mean_per_image(values: Tensor) -> Tensor:
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
     """How often each code occurs in an int32 tensor of any shape: float32 (codebook_size,)."""
-    flat = ops.reshape(indices, (-1,))
-    return ops.segment_sum(ops.ones_like(flat, dtype="float32"), flat, num_segments=codebook_size)
+    flat = ops.reshape(indices, (-1, 1))
+    return ops.scatter_update(ops.zeros((codebook_size,)), flat, ops.ones_like(flat[:, 0], dtype="float32"), reduction="add")
 
 
 def code_sums(latents: Tensor, indices: Tensor, codebook_size: int) -> Tensor:

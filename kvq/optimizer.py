@@ -72,11 +72,19 @@ class FiniteSteps(keras.optimizers.Optimizer):
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         if not self.built:
             self.build(list(trainable_variables))
+        ops.cond(self.judge(grads), lambda: self.take(grads, trainable_variables), lambda: None)
+
+    def judge(self, grads: Sequence[Any]) -> Tensor:
+        """Counts a step with these gradients, and says, as a bool scalar, whether it is to be taken."""
         taken, bad = self._judge(grads, self._skipped)
-        ops.cond(taken, lambda: self.inner.apply(grads, trainable_variables), lambda: None)
         self.iterations.assign_add(1)
         self._skipped.assign_add(bad)
         self._last_skipped.assign(ops.where(bad > 0, ops.cast(self.iterations, "int32"), self._last_skipped))
+        return taken
+
+    def take(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """Moves the weights by a step."""
+        self.inner.apply(grads, trainable_variables)
 
     def stateless_apply(
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
@@ -143,6 +151,34 @@ class Constant(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         return {"learning_rate": self.learning_rate}
+
+
+@keras.saving.register_keras_serializable(package="kvq")
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """From zero, in a straight line, to where another schedule begins, which then follows.
+
+    The warm-up of Keras' `CosineDecay` branches on the step, which costs a wait for the GPU, and a step that branches cannot be
+    recorded (`kvq.recorded_step`).
+
+    Args:
+        schedule: The other schedule.
+        steps: How many the warm-up takes.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int):
+        self.schedule = schedule
+        self.steps = steps
+
+    def __call__(self, step: Any) -> Tensor:
+        step = ops.cast(step, "float32")
+        return ops.minimum(step / self.steps, 1.0) * self.schedule(ops.maximum(step - self.steps, 0.0))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Warmup":
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
 def _sum(gradient: Tensor) -> Tensor:

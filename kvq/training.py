@@ -207,6 +207,10 @@ def compiled(config: RunConfig, channels: int) -> VQVAE:
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
     model.quantizer.trainable = not config.codebook.frozen
     model.compile(optimizer=build_optimizer(config.train))
+    if backends.steps_are_recorded(keras.backend.backend()):
+        from kvq.recorded_step import RecordedStep
+
+        model.train_function = RecordedStep(model)
     return model
 
 
