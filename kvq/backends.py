@@ -143,6 +143,19 @@ def argmin_is_fast(name: str) -> bool:
     return name in FAST_ARGMIN
 
 
+def row_sums(name: str) -> Callable[[Any, Any, int], Any] | None:
+    """A backend's own sum of rows (n, d) by index (n,) into (count, d), for where that of `keras.ops` is not good enough.
+
+    On PyTorch `segment_sum` writes down an index for each column, which takes longer than the sums. `scatter_update` adds in
+    another order each time where it has several threads, so that no two runs would be the same. Imports the backend.
+    """
+    if name != "torch":
+        return None
+    import torch
+
+    return lambda rows, indices, count: torch.zeros((count, rows.shape[1]), device=rows.device).index_add(0, indices, rows)
+
+
 def compiles_each_shape(name: str) -> bool:
     """Whether a backend compiles a model anew for every shape of its inputs."""
     return name in COMPILES_EACH_SHAPE

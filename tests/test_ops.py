@@ -266,6 +266,14 @@ def test_code_sums_of_half_precision_are_in_float32(rng):
     np.testing.assert_array_equal(array(sums), [[1001, 1001], [0, 0], [0, 0]])
 
 
+def test_code_sums_are_the_same_bits_each_time(rng):
+    # Large enough for a backend to share it among threads, with codes that all of them add to.
+    latents, indices = rng.normal(size=(8192, 64)).astype("float32"), rng.integers(0, 16, 8192).astype("int32")
+    first = array(code_sums(latents, indices, 16))
+    for _ in range(20):
+        np.testing.assert_array_equal(array(code_sums(latents, indices, 16)), first)
+
+
 @pytest.mark.parametrize(
     "counts, codes_in_use, fraction",
     [
