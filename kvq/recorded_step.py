@@ -36,10 +36,12 @@ class RecordedStep:
 
     Args:
         model: The model. Its optimizer decides in `judge` whether to `take` a step.
+        note: Told where recording failed.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, note: Callable[[str], None] = lambda text: None):
         self.model = model
+        self.note = note
         self._repeats: dict[tuple[int, ...], Callable[[Tensor], dict[str, Tensor]]] = {}
 
     def __call__(self, data: Sequence[Any]) -> dict[str, Tensor]:
@@ -74,7 +76,11 @@ class RecordedStep:
         try:
             repeat, (_, _, *gradients) = record(compute, [images], state)
             repeat_update, _ = record(update, gradients, state)
-        except Exception:  # whatever it was, if it is the model's fault Keras' own step will tell
+        except Exception as error:  # whatever it was, if it is the model's fault Keras' own step will tell
+            self.note(
+                "the steps cannot be recorded, so Keras takes them layer by layer, which on a GPU is several times as slow: they "
+                f"draw random numbers, or their Python depends on values ({type(error).__name__})"
+            )
             return None
         finally:
             with torch.no_grad():

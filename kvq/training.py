@@ -99,7 +99,7 @@ def train(
     random.seed(config.train.seed)
     changes = changed_keys(run, newest_checkpoint(run), config) if resume else {}
     source, validation = open_images(config, run if resume else None)
-    model = compiled(config, source.channels)
+    model = compiled(config, source.channels, note)
     if not resume:
         run.create(config, {**_record(config, command), "data": fingerprints(source, validation)}, overwrite)
         keep_listings(run, source, validation)
@@ -202,15 +202,15 @@ def _steps_at_once(config: RunConfig, first_step: int) -> int:
     return max(number for number in range(1, most + 1) if together % number == 0)
 
 
-def compiled(config: RunConfig, channels: int) -> VQVAE:
-    """The model of a configuration, ready for `fit`."""
+def compiled(config: RunConfig, channels: int, note: Callable[[str], None] = lambda text: None) -> VQVAE:
+    """The model of a configuration, ready for `fit`. `note` is told what makes its steps slow."""
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
     model.quantizer.trainable = not config.codebook.frozen
     model.compile(optimizer=build_optimizer(config.train))
     if backends.steps_are_recorded(keras.backend.backend()):
         from kvq.recorded_step import RecordedStep
 
-        model.train_function = RecordedStep(model)
+        model.train_function = RecordedStep(model, note)
     return model
 
 

@@ -101,10 +101,13 @@ def test_every_option_of_training_trains_to_the_same_bits(option):
 
 def test_what_draws_random_numbers_is_left_to_keras(quantizer_section):
     recorded, own = pair({**quantizer_section("residual", 6), "dropout": 0.5})
+    notes = []
+    recorded.train_function.note = notes.append
     for images in BATCHES:
         step(recorded, images)
         step(own, images)
     assert not is_recorded(recorded)
+    assert len(notes) == 1 and "random numbers" in notes[0]
     assert_the_same(recorded, own)
 
 
