@@ -147,7 +147,7 @@ def row_sums(name: str) -> Callable[[Any, Any, int], Any] | None:
     """A backend's own sum of rows (n, d) by index (n,) into (count, d), for where that of `keras.ops` is not good enough.
 
     On PyTorch `segment_sum` writes down an index for each column, which takes longer than the sums. `scatter_update` adds in
-    another order each time where it has several threads, so that no two runs would be the same. Imports the backend.
+    another order each time where a CPU gives it several threads, so that no two runs would be the same. Imports the backend.
     """
     if name != "torch":
         return None

@@ -77,7 +77,7 @@ def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
     def search(number: Tensor, best: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         # All are of one length, so that they overlap where it does not divide: codes that come again are not nearer. A number of
         # Python's where `number` is one: to slice at a tensor, PyTorch would wait for its value.
-        start = number * (codebook_size - size) // (parts - 1)
+        start = number * size - number * (parts * size - codebook_size) // (parts - 1)
         weights = _as_weights(_after(ops.slice(codebook, (start, 0), (size, codebook.shape[1])), best[1]))
         position = _nearest_in_blocks(latents, weights, rows)
         distance = ops.sum(latents * ops.take(ops.transpose(weights), position, axis=0), axis=-1)

@@ -14,25 +14,29 @@ from typing import Any
 import keras
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 READS_VALUE = torch.ops.aten._local_scalar_dense.default
 FRESH, FRESH_COPY = torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default
-# Random numbers, and shapes that depend on values.
-CHANGES = {torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
+# Of what gives random numbers, and of what can give a shape that depends on values.
+VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
+# These read values past the dispatcher.
+TO_THE_HOST = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 
 
 class NotRepeatable(Exception):
-    """A step that is not the same operations each time: some of its Python depends on a value."""
+    """A step that is not the same operations each time. The message is what varies in it."""
 
 
 class RecordedStep:
-    """`train_function` of a compiled `VQVAE`: a step of `fit`, as Keras' own takes it, but for Keras' mean of the loss.
+    """`train_function` of a compiled `VQVAE`: a step of `fit`, to the bits of Keras' own.
 
-    The first batch of each shape is recorded. Where that fails, as with what draws random numbers, Keras takes the steps. What is
-    changed of the model afterwards counts if it is a weight's value; after other changes, `compile` again.
+    Its logs are the loss of the batch alone; the model's metrics hold the rest, without Keras' mean of the loss. The first batch
+    of each shape is recorded. Where that fails, as with what draws random numbers, Keras takes the steps. What changes afterwards
+    is seen where it is the value of a variable that the model or its optimizer owns; for all else `compile` and make another.
 
     Args:
         model: The model. Its optimizer decides in `judge` whether to `take` a step.
@@ -42,14 +46,20 @@ class RecordedStep:
     def __init__(self, model: keras.Model, note: Callable[[str], None] = lambda text: None):
         self.model = model
         self.note = note
-        self._repeats: dict[tuple[int, ...], Callable[[Tensor], dict[str, Tensor]]] = {}
+        self._repeats: dict[Any, Callable[[Tensor], dict[str, Tensor]] | None] = {}
 
     def __call__(self, data: Sequence[Any]) -> dict[str, Tensor]:
         images = keras.ops.convert_to_tensor(keras.utils.unpack_x_y_sample_weight(data[0])[0])
-        shape = tuple(images.shape)
-        if shape not in self._repeats:
-            self._repeats[shape] = self._record(images) or (lambda images: self.model.train_step((images,)))
-        return self._repeats[shape](images)
+        form = tuple(images.shape), images.dtype
+        if form not in self._repeats:
+            self._repeats[form] = self._record(images)
+        repeat = self._repeats[form]
+        return self.model.train_step((images,)) if repeat is None else repeat(images)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether every step so far was one that had been recorded."""
+        return None not in self._repeats.values()
 
     def _record(self, images: Tensor) -> Callable[[Tensor], dict[str, Tensor]] | None:
         """A step on such images, or None if it cannot be repeated. Nothing of the model has changed afterwards."""
@@ -64,7 +74,8 @@ class RecordedStep:
             loss = model.compute_loss(x=images, y_pred=model(images, training=True))
             found = torch.autograd.grad(optimizer.scale_loss(loss), [w.value for w in weights], allow_unused=True)
             pairs = [(weight, gradient) for weight, gradient in zip(weights, found, strict=True) if gradient is not None]
-            learns[:], gradients = zip(*pairs, strict=True)
+            # In the layout of its weight, as `backward` leaves it: sums over it add in that order.
+            learns[:], gradients = zip(*((weight, gradient.contiguous()) for weight, gradient in pairs), strict=True)
             with torch.no_grad():
                 return [optimizer.judge(gradients), loss.detach(), *gradients]
 
@@ -76,10 +87,10 @@ class RecordedStep:
         try:
             repeat, (_, _, *gradients) = record(compute, [images], state)
             repeat_update, _ = record(update, gradients, state)
-        except Exception as error:  # whatever it was, if it is the model's fault Keras' own step will tell
+        except Exception as error:  # whatever it was: if the model is at fault, Keras' own step will tell
             self.note(
-                "the steps cannot be recorded, so Keras takes them layer by layer, which on a GPU is several times as slow: they "
-                f"draw random numbers, or their Python depends on values ({type(error).__name__})"
+                "Keras takes the steps, layer by layer, which on a GPU takes several times as long as recorded ones. Why: "
+                f"{type(error).__name__}: {_in_a_line(error)}"
             )
             return None
         finally:
@@ -105,17 +116,26 @@ def record(
     Args:
         function: Of tensors, to a list of tensors.
         inputs: What it is called with.
-        state: The tensors that it reads or writes beside them, in place.
+        state: The tensors that it reads or writes beside them, in place. All others from outside count as constants.
 
     Returns:
         The other function, to be called without gradients and with inputs of the same shapes; and the result of this call.
 
     Raises:
-        NotRepeatable: If it asked for the value of a tensor that is not the same each time.
+        NotRepeatable: If it drew random numbers, asked for a value that is not the same each time, or wrote to a constant.
     """
-    with _Recorder(inputs, state) as recorder:
+    with _Recorder(inputs, state) as recorder, _OnTheDevice():
         result = function(*inputs)
     return recorder.repeat(result), result
+
+
+class _OnTheDevice(TorchFunctionMode):
+    """Refuses what reads values without the dispatcher's knowledge."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function in TO_THE_HOST:
+            raise NotRepeatable(f"Tensor.{function.__name__} reads values")
+        return function(*arguments, **(keywords or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -127,46 +147,46 @@ class _Recorder(TorchDispatchMode):
         self.nodes = WeakTensorKeyDictionary()
         for number, tensor in enumerate(inputs):
             self.nodes[tensor] = self.graph.placeholder(f"given_{number}")
-        self.state = {_storage(tensor) for tensor in state}
-        self.kept: dict[fx.Node, Tensor] = {}  # what is used and not made here: the state, and numbers
-        # Numbers that are the same each time, as of `torch.tensor(2.0)`.
+        self.state_storages = {_storage(tensor) for tensor in state}
+        self.kept: dict[fx.Node, Tensor] = {}  # what is used and not made here: the state, and constants
+        # Numbers that are the same each time, as of `torch.tensor(2.0)`, and those that are computed of them.
         self.numbers: dict[fx.Node, Tensor] = {}
         self.written: set[int] = set()  # storages
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        if not CHANGES.isdisjoint(function.tags):
-            raise NotRepeatable
+        if not VARYING.isdisjoint(function.tags):
+            raise NotRepeatable(f"{function} is not the same each time")
         used = _tensors((arguments, keywords))
         for tensor in used:
             if tensor not in self.nodes:
                 self.nodes[tensor] = self._keep(tensor)
-                if _storage(tensor) not in self.state:
+                if _storage(tensor) not in self.state_storages:
                     self._note_number(tensor)
-        is_same = all(self._is_number(tensor) for tensor in used)
+        is_constant = all(self._is_number(tensor) for tensor in used)
         if function is READS_VALUE:
-            if not is_same:
-                raise NotRepeatable
+            if not is_constant:
+                raise NotRepeatable("a branch or a number of Python's depends on a tensor's value")
             return function(*arguments, **keywords)
+        written = {_storage(tensor) for tensor in _tensors(_written(function, arguments, keywords))}
+        if written & {_storage(tensor) for tensor in self.kept.values()} - self.state_storages:
+            raise NotRepeatable(f"{function} writes to a tensor that the model does not own")
+        self.written |= written
 
         if function is FRESH:
-            function = FRESH_COPY  # or who writes to it would write to what is kept
+            function = FRESH_COPY  # so that what writes to it leaves the kept one
         node = self.graph.call_function(function, *tree_map_only(Tensor, self.nodes.__getitem__, (arguments, keywords)))
         result = function(*arguments, **keywords)
-        written = {_storage(tensor) for tensor in _tensors(_written(function, arguments, keywords))}
-        if written & {_storage(tensor) for tensor in self.kept.values()} - self.state:
-            raise NotRepeatable
-        self.written |= written
         if isinstance(result, Tensor):
             self.nodes[result] = node
-            if is_same and not function._schema.is_mutable:
+            if is_constant and not function._schema.is_mutable:
                 self._note_number(result)
         elif isinstance(result, tuple | list):
             for position, part in enumerate(result):
                 if isinstance(part, Tensor):
                     self.nodes[part] = self.graph.call_function(operator.getitem, (node, position))
         elif result is not None:
-            raise NotRepeatable
+            raise NotRepeatable(f"{function} gives Python a value")
         return result
 
     def repeat(self, result: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
@@ -194,10 +214,16 @@ class _Recorder(TorchDispatchMode):
     def _note_number(self, tensor: Tensor) -> None:
         if tensor.numel() == 1:
             self.numbers[self.nodes[tensor]] = tensor
-            self.written.discard(_storage(tensor))  # of another that was there before
+            self.written.discard(_storage(tensor))  # which can be that of a tensor that is no more
 
     def _is_number(self, tensor: Tensor) -> bool:
         return self.nodes[tensor] in self.numbers and _storage(tensor) not in self.written
+
+
+def _in_a_line(error: Exception) -> str:
+    """What Keras says about the layer, and the message itself, which it prints in bold below that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
 def _storage(tensor: Tensor) -> int:
