@@ -42,22 +42,16 @@ def benchmark(
 
 
 def _print_table(config: str, result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("backend", "ratio", "s/step", "quartiles", "images/s", "first step, s", "device"):
-        table.add_column(heading)
+    rows = []
     by_speed = sorted(result["backends"].items(), key=lambda item: item[1].get("step", float("inf")))
     for name, facts in by_speed:
         if "error" in facts:
-            table.add_row(name, facts["error"])
+            rows.append([name, facts["error"]])
             continue
         figures = [facts["ratio"], facts["step"], "-".join(map(output.number, facts["step_quartiles"]))]
         figures += [facts["images_per_second"], facts["first_step"], facts["device"]]
-        table.add_row(name, *map(output.number, figures))
+        rows.append([name, *map(output.number, figures)])
     shape = "x".join(map(str, result["image_shape"]))
-    console.print(f"{config}: batches of {result['batch_size']} images {shape}, {result['precision']}, {result['cpus']} CPUs")
-    console.print(table)
-    console.print(f"fastest: {result['fastest']}")
+    print(f"{config}: batches of {result['batch_size']} images {shape}, {result['precision']}, {result['cpus']} CPUs")
+    output.print_table(rows, ("backend", "ratio", "s/step", "quartiles", "images/s", "first step, s", "device"))
+    print(f"fastest: {result['fastest']}")

@@ -77,7 +77,7 @@ def _print_pruned(result: dict[str, Any]) -> None:
 
 def _print_use(result: dict[str, Any]) -> None:
     codes = result["codebook_size"] * result["depth"]
-    print(f"{result['used']} of {codes} codes are used by {result['images']} images, {result['dead']} are not")
+    print(f"{result['used']} of {codes} codes are used by {output.count(result['images'], 'image')}, {result['dead']} are not")
     print(f"usage {result['usage']:.1%}  perplexity {result['perplexity']:.1f}")
     for name in ("most_used", "least_used"):
         listed = "  ".join(f"{_name(code, result['depth'])} ({code['count']})" for code in result[name][:8])

@@ -54,9 +54,10 @@ def pack(
     if json:
         output.print_json(result)
     else:
-        print(f"{result['images']} images in {result['shards']} shards, {result['bytes'] / 1e6:.1f} MB, in {result['out']}")
+        images, shards = output.count(result["images"], "image"), output.count(result["shards"], "shard")
+        print(f"{images} in {shards}, {result['bytes'] / 1e6:.1f} MB, in {result['out']}")
         if result["skipped"]:
-            print(f"{result['skipped']} files could not be decoded: {result['out']}/skipped.txt")
+            print(f"{output.count(result['skipped'], 'file')} could not be decoded: {result['out']}/skipped.txt")
 
 
 @contextlib.contextmanager

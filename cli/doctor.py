@@ -1,5 +1,6 @@
 """`kvq doctor`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,14 +60,14 @@ def _examine(model: Path, backend: str | None, data: str | None, images: int, js
 
 def _print_findings(result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
-    table = Table(box=None, show_header=False, pad_edge=False)
+    # A terminal gets lines broken between words, everything else whole ones.
+    console = Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    rows = []
     for name, value in result["measured"].items():
         values = value if isinstance(value, list) else [value]
-        table.add_row(name.replace("_", " "), "  ".join(output.number(one) for one in values))
-    console.print(table)
+        rows.append((name.replace("_", " "), "  ".join(output.number(one) for one in values)))
+    output.print_table(rows)
     for finding in result["findings"]:
         console.print(f"\n{finding['name']}: {finding['found']}")
         console.print(f"  {finding['remedy']}")
@@ -76,31 +77,20 @@ def _print_findings(result: dict[str, Any]) -> None:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in report.items():
-        if not isinstance(value, dict | list):
-            table.add_row(name, output.number(value))
-    for name, facts in report["backends"].items():
-        table.add_row(f"backend {name}", _backend_line(facts))
-    for name, place in report["data"].items():
-        table.add_row(f"data {name}", str(place or "not here"))
-    console.print(table)
+    rows = [(name, output.number(value)) for name, value in report.items() if not isinstance(value, dict | list)]
+    rows += [(f"backend {name}", _backend_line(facts)) for name, facts in report["backends"].items()]
+    rows += [(f"data {name}", str(place or "not here")) for name, place in report["data"].items()]
+    output.print_table(rows)
     if not report["gpu_found"]:
-        # `kvq benchmark cifar10 --set train.batch_size=128` on two quiet CPU cores.
-        console.print("Without a GPU a training step took 1.2 times as long on torch as on tensorflow, 2.1 times on jax.")
-        console.print("What is the fastest here: kvq benchmark")
+        print("Without a GPU the fastest backend is another on each processor. What is the fastest here: kvq benchmark")
     for problem in report["problems"] or ["No problems."]:
-        console.print(f"problem: {problem}" if report["problems"] else problem)
+        print(f"problem: {problem}" if report["problems"] else problem)
 
 
 def _backend_line(facts: dict[str, Any]) -> str:
     if "error" in facts:
         return f"{facts['version']}, cannot be used"
-    words = [facts["version"], ", ".join(facts["devices"]), f"{facts['threads']} threads"]
+    words = [facts["version"], ", ".join(facts["devices"]), output.count(facts["threads"], "thread")]
     if facts["tf32"] is not None:
         words.append(f"TF32 {'on' if facts['tf32'] else 'off'}")
     return "; ".join(words)

@@ -60,12 +60,11 @@ def encode(
         output.print_json(result)
         return
     what = "" if result["complete"] else f", part {shard}: run the other parts to complete the set"
-    print(f"{result['images']} images in {result['shards']} shards, {result['bytes'] / 1e6:.1f} MB, in {result['out']}{what}")
+    images, shards = output.count(result["images"], "image"), output.count(result["shards"], "shard")
+    print(f"{images} in {shards}, {result['bytes'] / 1e6:.1f} MB, in {result['out']}{what}")
     if result["skipped"]:
         where = f": {result['out']}/skipped.txt" if result["complete"] else ""
-        print(f"{result['skipped']} images could not be used{where}")
-    if result["encoded"]:
-        print(f"{result['images_per_second']:.0f} images per second")
+        print(f"{output.count(result['skipped'], 'image')} could not be used{where}")
 
 
 def _part(shard: str) -> tuple[int, int]:

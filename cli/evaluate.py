@@ -52,14 +52,11 @@ def _keep(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = []
     for name, value in result.items():
         if isinstance(value, dict):
             for part, figure in value.items():
-                table.add_row(f"{name}.{part}", output.number(figure))
+                rows.append((f"{name}.{part}", output.number(figure)))
         else:
-            table.add_row(name, output.number(value))
-    Console(markup=False, highlight=False, soft_wrap=True).print(table)
+            rows.append((name, output.number(value)))
+    output.print_table(rows)

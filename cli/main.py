@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from kvq import __version__
 from kvq.errors import KvqError
 
+from . import INTERRUPTED
 from .benchmark import benchmark
 from .codebook import codebook
 from .configs import configs
@@ -26,8 +27,6 @@ from .reconstruct import reconstruct
 from .report import report
 from .tokens import tokens
 from .train import train
-
-INTERRUPTED = 130
 
 
 class Commands(TyperGroup):

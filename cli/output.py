@@ -1,20 +1,77 @@
 """What a command prints: the result to stdout, everything else to stderr."""
 
+import atexit
+import contextlib
+import io
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+# Characters. No line of a table is as long.
+ENDLESS = 1_000_000
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the result."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user something that is not the result, as long as somebody reads it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _silence(sys.stderr)
+        # stdout is often the same pipe: with PYTHONUNBUFFERED too, what comes there waits for `_finish_stdout`.
+        if isinstance(sys.__stdout__, io.TextIOWrapper):
+            sys.__stdout__.reconfigure(write_through=False)
+
+
+@atexit.register
+def _finish_stdout() -> None:
+    """Writes what is left for stdout. A reader that has gone, as `head` goes, makes no failure of a command that is done."""
+    # Python itself writes next: it reports a full disk, and would report the reader.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
+    """Drop what the stream still holds and all that follows. Of the file descriptor, which others write to as well."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a result as one line of JSON."""
     print(json.dumps(plain(result), allow_nan=False))
+
+
+def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
+    """Print rows of cells: folded into the width of a terminal, and each as one line where a file or a program reads them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(rows)
+    table = Table(box=None, show_header=bool(headings), pad_edge=False)
+    for column in range(max(map(len, [headings, *rows]))):
+        table.add_column(headings[column] if headings else "", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if sys.stdout.isatty():
+        Console(markup=False, highlight=False, emoji=False).print(table)
+        return
+    lines = io.StringIO()
+    Console(file=lines, force_terminal=False, width=ENDLESS, markup=False, highlight=False, emoji=False).print(table)
+    for line in lines.getvalue().splitlines():
+        # Rich fills every cell up to the width of its column.
+        print(line.rstrip())
+
+
+def count(number: int, what: str) -> str:
+    """So many of something that takes an s."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def number(value: Any) -> str:

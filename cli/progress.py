@@ -44,8 +44,7 @@ class LineProgress(Progress):
 
     def start(self, total_steps: int, first_step: int) -> None:
         self.total = total_steps
-        self.first = first_step
-        self.started = time.monotonic()
+        self.measured: tuple[int, float] | None = None
 
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
@@ -54,9 +53,13 @@ class LineProgress(Progress):
             record["split"],
             *(f"{name} {value}" for name, value in figures(record).items()),
         ]
-        if record["split"] == "train" and step > self.first:
-            seconds = (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
-            words.append(f"{seconds:.0f} s left")
+        if record["split"] == "train":
+            now = time.monotonic()
+            # Time counts from the first record: before it the step was compiled, which would make the estimate useless.
+            self.measured = self.measured or (step, now)
+            first, started = self.measured
+            if step > first:
+                words.append(f"{(now - started) / (step - first) * (self.total - step):.0f} s left")
         say("  ".join(words))
 
     def note(self, text: str) -> None:

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options, output
+from . import INTERRUPTED, options, output
 from .computing import computing
 from .progress import choose_progress
-
-INTERRUPTED = 130
 
 
 def train(
@@ -40,7 +38,7 @@ def train(
     """
     if resume + resume_or_start + overwrite > 1:
         raise typer.BadParameter("--resume, --resume-or-start and --overwrite exclude each other.")
-    from kvq.config import list_configs, load_config
+    from kvq.config import RunConfig, list_configs, load_config
 
     overrides = list(set_ or [])
     overrides += [f"train.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
@@ -57,7 +55,7 @@ def train(
         if json:
             output.print_json(description)
         else:
-            print(run_config.to_toml())
+            print(RunConfig.model_validate(description["config"]).to_toml())
             _print_description(description)
         return
 
@@ -98,6 +96,9 @@ def _print_description(description: dict[str, Any]) -> None:
 
 
 def _print_summary(result: dict[str, Any]) -> None:
+    from kvq.exporters import EXPORTERS
+    from kvq.exporters.writers import ready
+
     run = Path(result["run"])
     print(f"{result['status']} after {result['steps']:,} steps: {run}")
     if result["status"] == "interrupted":
@@ -110,4 +111,4 @@ def _print_summary(result: dict[str, Any]) -> None:
     print(f"  next     kvq evaluate {run}")
     print(f"           kvq report {run}")
     print(f"           kvq reconstruct {run} IMAGES... --out DIR")
-    print(f"           kvq export {run} --format onnx --out DIR")
+    print(f"           kvq export {run} --format {ready(EXPORTERS)} --out DIR")

@@ -1,6 +1,7 @@
 """kvq: discrete image tokenizers (VQ-VAE and its family), written once with `keras.ops` for JAX, TensorFlow and PyTorch.
 
-Public names load when first used: `import kvq` imports neither Keras nor a backend, so `KERAS_BACKEND` can still be set.
+Public names load when first used: `import kvq` imports neither Keras nor a backend, so `KERAS_BACKEND` can still be set. Where
+nobody has chosen by then, the backend is the one that the command line would take: Keras itself would want TensorFlow.
 """
 
 import importlib
@@ -54,9 +55,13 @@ _HOME = {
     "train": "training",
 }
 __all__ = [*sorted(_HOME), "__version__"]
+# What imports no Keras, and works where no backend is installed.
+_WITHOUT_KERAS = {"config", "errors", "diagnosis"}
 
 
 def __getattr__(name: str) -> Any:
+    if (name in _HOME and _HOME[name] not in _WITHOUT_KERAS) or name == "quantizers":
+        importlib.import_module("kvq.backends").choose()
     if name in _HOME:
         return getattr(importlib.import_module(f"kvq.{_HOME[name]}"), name)
     if name in {"data", "quantizers"}:

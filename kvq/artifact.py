@@ -223,8 +223,12 @@ def _other_tensor(folder: Path, name: str, described: dict[str, list[int]], expe
 
 def _not_a_model(folder: Path, name: str, error: OSError | ValueError) -> ArtifactError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
+    wrong = f"is not a kvq model: its {name} cannot be read: {reason}"
+    # Not `folder.is_dir()`, which raises an OSError where a name is too long.
+    if os.path.isdir(folder) and not any(os.path.lexists(folder / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
+        wrong = f"is neither a run nor a model: it has no {name}"
     return ArtifactError(
-        f"{folder} is not a kvq model: its {name} cannot be read: {reason}. A model is a folder with both files."
+        f"{folder} {wrong}. A model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; a run has one in its folder model."
     )
 
 

@@ -71,7 +71,7 @@ def choose(option: str | None = None, report: Callable[[str], None] | None = Non
     if name not in BACKENDS:
         raise BackendError(f"The backend must be one of {', '.join(sorted(BACKENDS))}. Received: {name} (from {reason}).")
     if name not in installed():
-        raise BackendError(f'The backend {name} is not installed. Install it with: pip install "kvq[{name}]"')
+        raise BackendError(f"The backend {name} is not installed. Install it with: pip install {name}")
     if running and running != name:
         raise BackendError(f"Keras already runs on {running} in this process. To use {name}, choose it before importing keras.")
 
@@ -87,8 +87,7 @@ def default() -> str:
     """The backend that is used where nobody asked for one: the fastest that is installed, as far as a rule can tell."""
     names = installed()
     if not names:
-        choices = " or ".join(f'"kvq[{name}]"' for name in BACKENDS)
-        raise BackendError(f"No backend is installed. Install one with: pip install {choices}")
+        raise BackendError(f"No backend is installed. Install one with: pip install {' or '.join(BACKENDS)}")
     if not gpu_found():
         return names[0]
     able = [name for name in GPU_ORDER if name in names and not (name == "jax" and not jax_gpu_plugin())]

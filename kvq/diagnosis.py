@@ -14,6 +14,7 @@ from typing import Any
 from kvq import __version__, backends
 from kvq.errors import BackendError
 
+WITH_CUDA = {"jax": "jax[cuda12]", "tensorflow": "tensorflow[and-cuda]"}
 OLDEST_KERAS = (3, 15)
 # Importing TensorFlow takes up to a minute on a machine that is busy or reads from a network disk.
 PROBE_SECONDS = 120
@@ -81,14 +82,13 @@ def problems(found: dict[str, dict[str, Any]]) -> Iterator[str]:
         found: The installed backends, as `doctor` returns them.
     """
     if not found:
-        choices = " or ".join(f'"kvq[{name}]"' for name in backends.BACKENDS)
-        yield f"No backend is installed. Install one with: pip install {choices}"
+        yield f"No backend is installed. Install one with: pip install {' or '.join(backends.BACKENDS)}"
     for name, facts in found.items():
         if "error" in facts:
             yield f"{name} is installed and cannot be used: {facts['error']}"
         elif backends.gpu_found() and facts["devices"] == ["cpu"]:
-            extra = f' Install its GPU version with: pip install "kvq[{name}-cuda]"' if name != "torch" else ""
-            yield f"{name} sees no GPU, although this machine has one.{extra}"
+            way_out = f' Install its GPU version with: pip install "{WITH_CUDA[name]}"' if name in WITH_CUDA else ""
+            yield f"{name} sees no GPU, although this machine has one.{way_out}"
         if len(backends.distributions(name)) > 1:
             both = " and ".join(backends.distributions(name))
             yield f"{both} are installed and overwrite each other's files. Uninstall both, then install one."

@@ -32,7 +32,7 @@ def download(name: str) -> Path:
         DataError: If the name is not one of these, or the data set cannot be fetched or written.
     """
     if name not in DOWNLOADS:
-        raise DataError(f"Only {', '.join(DOWNLOADS)} can be downloaded. Received: {name}.")
+        raise DataError(f"Only {', '.join(DOWNLOADS)} can be downloaded.")
     target = keras_cache() / "kvq" / f"{name}.npz"
     part = target.with_name(f".{name}.{os.getpid()}.part")
     try:
@@ -55,7 +55,9 @@ def download(name: str) -> Path:
         finally:
             part.unlink(missing_ok=True)
     except Exception as error:  # no network, no disk, no keras, a changed server: the user can do the same about each
-        raise DataError(f"Could not download {name}: {error}") from error
+        # Keras says "URL fetch failure on URL: None -- reason", with a status instead of None where an answer came.
+        reason = str(error).removeprefix("URL fetch failure on ").replace(": None -- ", ": ").rstrip(".")
+        raise DataError(f"Could not download {name}: {reason}.") from error
     return target
 
 

@@ -121,9 +121,8 @@ def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None
     source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
     check_images(source, config.images.crop, config.images.pad, config.images.resize)
     if source.channels != config.images.channels:
-        raise DataError(
-            f"{path} takes images of {config.images.channels} channels. Received: {source.channels} in {source.name}."
-        )
+        takes = "1 channel" if config.images.channels == 1 else f"{config.images.channels} channels"
+        raise DataError(f"{path} takes images of {takes}. Received: {source.channels} in {source.name}. Give others by --data.")
     return source
 
 

@@ -10,6 +10,7 @@ from kvq.atomic import write_bytes
 from kvq.config import RunConfig
 from kvq.data import locate, open_source
 from kvq.data.contract import Batch, Source
+from kvq.data.places import KNOWN
 from kvq.data.sources import FolderSource, check_images, fingerprint, listing_of
 from kvq.errors import ConfigError, DataError, RunError
 from kvq.run import Run
@@ -19,7 +20,9 @@ NAMES = ("train", "validation")
 
 def with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
     """The configuration with the images that were asked for; absolute paths, so that a run is evaluated from anywhere."""
-    changes = {}
+    named = {"source": config.data.source, "validation": config.data.validation}
+    paths = {key: Path(name) for key, name in named.items() if name and name not in KNOWN}
+    changes = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
     if data is not None:
         changes["source"] = str(locate(config.data.source, data).resolve())
     if validation_data is not None:

@@ -22,7 +22,7 @@ class TensorBoard(Progress):
         try:
             import tensorboardX
         except ImportError:
-            raise BackendError('TensorBoard summaries need the extra: pip install "kvq[tensorboard]".') from None
+            raise BackendError("TensorBoard summaries need two packages: pip install tensorboard tensorboardX.") from None
         self._open = lambda: tensorboardX.SummaryWriter(str(run.tensorboard))
 
     @functools.cached_property

@@ -59,7 +59,7 @@ def benchmark(
     names = list(names or backends.installed())
     if not names or set(names) - set(backends.installed()):
         missing = ", ".join(sorted(set(names) - set(backends.installed()))) or " or ".join(backends.BACKENDS)
-        raise BackendError(f'Not installed: {missing}. Install a backend with: pip install "kvq[NAME]"')
+        raise BackendError(f"Not installed: {missing}. Install a backend with: pip install NAME")
     progress = progress or Progress()
     channels = 1 if config.data.source in GREY else 3
     found: dict[str, dict[str, Any]] = {}

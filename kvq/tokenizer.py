@@ -1,5 +1,6 @@
 """The user's door to a trained tokenizer: uint8 images to int32 indices and back, in NumPy."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class Tokenizer:
         """
         artifact.save_loaded(self.model, self.config, Path(folder))
 
+    def __repr__(self) -> str:
+        size = f"vocabulary_size={self.vocabulary_size} grid={self.grid} depth={self.depth} downsampling={self.downsampling}"
+        return f"<kvq.Tokenizer {self.config.quantizer.kind} {size} channels={self.config.images.channels}>"
+
     @property
     def downsampling(self) -> int:
         """Image side over grid side; heights and widths of images must be its multiples."""
@@ -104,13 +109,19 @@ class Tokenizer:
             are a last axis.
 
         Raises:
-            ValueError: If the images are of another dtype or shape.
+            ValueError: If the images are of another dtype or shape, or there are none.
         """
         channels, step = self.config.images.channels, self.downsampling
-        images = _as_array(images, channels)
+        first = images[0] if isinstance(images, list | tuple) and images else images
+        if isinstance(first, str | os.PathLike):
+            raise ValueError(f"`images` must not be paths. Received: {first}. Open it with PIL.Image.open and give [image].")
+        given, images = images, _as_array(images, channels)
+        if not images.size:
+            raise ValueError(f"`images` must hold at least one image. Received: {images.dtype} {images.shape}.")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
-            raise ValueError(f"`images` must be uint8 (n, h, w, {channels}). Received: {images.dtype} {images.shape}.")
-        if images.shape[1] % step or images.shape[2] % step or not images.size:
+            hint = _hint(given, images.shape, channels)
+            raise ValueError(f"`images` must be uint8 (n, h, w, {channels}). Received: {images.dtype} {images.shape}.{hint}")
+        if images.shape[1] % step or images.shape[2] % step:
             raise ValueError(f"Height and width of `images` must be multiples of {step}. Received: {images.shape}.")
         return _by_batch(self._encoder, images, batch_size)
 
@@ -118,17 +129,30 @@ class Tokenizer:
         """Images of indices as `encode` gives them: integers in [0, vocabulary_size) to uint8 (n, h, w, c).
 
         Raises:
-            ValueError: If the indices are of another dtype or shape, or out of range.
+            ValueError: If the indices are of another dtype or shape, or out of range, or there are none.
         """
         indices, depth = _as_array(indices), self.depth
         fits = indices.ndim == 3 if depth is None else indices.ndim == 4 and indices.shape[3] == depth
-        if not np.issubdtype(indices.dtype, np.integer) or not fits or not indices.size:
+        if not indices.size:
+            raise ValueError(f"`indices` must hold at least one index. Received: {indices.dtype} {indices.shape}.")
+        if not np.issubdtype(indices.dtype, np.integer) or not fits:
             shape = "(n, h', w')" if depth is None else f"(n, h', w', {depth})"
             raise ValueError(f"`indices` must be integers {shape}. Received: {indices.dtype} {indices.shape}.")
         # Checked here, because an index out of range is silently NaN on some backends.
         if indices.min() < 0 or indices.max() >= self.vocabulary_size:
             raise ValueError(f"`indices` must be in [0, {self.vocabulary_size}). Received: {indices.min()} to {indices.max()}.")
         return _by_batch(self._decoder, indices.astype("int32"), batch_size)
+
+
+def _hint(given: Any, shape: tuple[int, ...], channels: int) -> str:
+    """What would make images of what came, where that can be told."""
+    if isinstance(given, Image.Image):
+        return " One PIL image: [image]."
+    if len(shape) == 3 and shape[2] == channels:
+        return " One image: images[None]."
+    if channels == 1 and len(shape) in (2, 3):
+        return " One image: images[None, ..., None]." if len(shape) == 2 else " Several without channels: images[..., None]."
+    return ""
 
 
 def _as_array(values: Any, channels: int | None = None) -> np.ndarray:

@@ -28,6 +28,7 @@ from kvq.data import (
     training_transforms,
 )
 from kvq.data.contract import Source
+from kvq.errors import ConfigError
 from kvq.inputs import TimedInputs
 from kvq.model import VQVAE
 from kvq.nonfinite import CheckFinite
@@ -109,8 +110,13 @@ def train(
             if not changed_data:
                 check_unchanged(run, source, validation)
             checkpoint = restore_checkpoint(run, model, note)
-            run.drop_metrics_after(checkpoint.step)
             first_step = checkpoint.step
+            if first_step > config.train.steps:
+                raise ConfigError(
+                    f"train.steps must be at least the {first_step:,} steps that {run.folder} has taken. Received: "
+                    f"{config.train.steps:,}. To train for less, start another run with --out."
+                )
+            run.drop_metrics_after(checkpoint.step)
             if first_step < config.train.steps:
                 record_resumption(run, checkpoint, config, changes, model, note)
         return _train(run, config, model, source, validation, first_step, note, progress, watchers)

@@ -117,6 +117,9 @@ def test_packing_refuses_what_it_would_spoil_or_cannot_take(photos, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="must be a new folder"):
         pack(photos, tmp_path / "full")
+    pack(photos, tmp_path / "done")
+    with pytest.raises(DataError, match="done is packed already: it holds index.json and its shards. Remove it, or give another"):
+        pack(photos, tmp_path / "done")
     with pytest.raises(DataError, match="must be a folder of image files"):
         pack("fashion_mnist_mini", tmp_path / "packed")
     with pytest.raises(ValueError, match="`shard_size` must be at least 1"):

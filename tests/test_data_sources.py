@@ -491,7 +491,7 @@ def test_data_without_images_never_falls_back_to_another_place(tmp_path, monkeyp
     write_npz(tmp_path / "keras home/datasets/mnist.npz")
     monkeypatch.setattr("kvq.download.download", lambda name: pytest.fail("tried to download"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"No images in .*empty. Looked for train-images.*npz.*\.jpg.*`kvq configs` lists"):
+    with pytest.raises(DataError, match=r"No images in .*empty. Looked for train.*npz.*index.json.*\.jpg.*`kvq doctor` lists"):
         open_source("mnist", data=tmp_path / "empty")
     with pytest.raises(DataError, match="No file or folder .*missing"):
         open_source("mnist", data=tmp_path / "missing")

@@ -89,12 +89,23 @@ def test_the_file_gets_its_name_only_when_it_is_whole(monkeypatch, cache):
 
 def test_locating_a_set_that_cannot_be_downloaded_tells_how_else_to_get_it(monkeypatch):
     let_keras_give(monkeypatch, "fashion_mnist", error=Exception("no network"))
-    with pytest.raises(DataError, match="Looked for it in .*Could not download fashion_mnist: no network.*dataset-fashion-mnist"):
+    with pytest.raises(DataError, match="Looked for it in .*not download fashion_mnist: no network. Install .*dataset-fashion"):
         open_source("fashion_mnist")
 
 
+def test_where_no_answer_came_the_reason_is_told_once_and_the_ways_out_after_it(monkeypatch):
+    failure = "URL fetch failure on https://x.org/c.gz"
+    let_keras_give(monkeypatch, "cifar10", error=Exception(f"{failure}: None -- [Errno -2] Name unknown"))
+    told = r"Could not download cifar10: https://x.org/c.gz: \[Errno -2\] Name unknown. Name an .npz .* by --data, or put it into"
+    with pytest.raises(DataError, match=told):
+        open_source("cifar10")
+    let_keras_give(monkeypatch, "cifar10", error=Exception(f"{failure}: 404 -- Not Found"))
+    with pytest.raises(DataError, match="cifar10: https://x.org/c.gz: 404 -- Not Found. Name an"):
+        open_source("cifar10")
+
+
 def test_only_the_three_sets_can_be_downloaded():
-    with pytest.raises(DataError, match="Only mnist, fashion_mnist, cifar10 can be downloaded. Received: imagenet"):
+    with pytest.raises(DataError, match="Only mnist, fashion_mnist, cifar10 can be downloaded.$"):
         download("imagenet")
 
 

@@ -67,7 +67,7 @@ def test_a_model_folder_does_as_well_as_a_run_folder(run):
 
 def test_images_that_do_not_fit_are_refused(run, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "colour.png")
-    with pytest.raises(DataError, match="channels"):
+    with pytest.raises(DataError, match="of 1 channel. Received: 3"):
         evaluate(run, data=tmp_path)
     with pytest.raises(ArtifactError, match="There is no"):
         evaluate(tmp_path / "nothing")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.resources
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import kvq
+from kvq import backends
 from kvq.data import open_source
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +91,15 @@ def test_importing_kvq_leaves_the_choice_of_the_backend_open() -> None:
     code = "import sys, kvq, kvq.config, kvq.backends, kvq.data.sources; dir(kvq); print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"keras", "grain", "jax", "tensorflow", "torch", "typer"} & set(loaded)
+
+
+@pytest.mark.parametrize("use", ['Tokenizer.load("fashion_mnist_mini")', "VQVAE", "quantizers.VectorQuantizer(4)"])
+def test_whoever_chose_no_backend_gets_one_that_is_installed(use: str, tmp_path: Path) -> None:
+    """Keras itself would take TensorFlow, installed or not."""
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"} | {"HOME": str(tmp_path)}
+    code = f"import kvq; kvq.{use}; import keras; print(keras.backend.backend())"
+    process = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+    assert process.stdout.strip() == backends.default(), process.stderr
 
 
 @pytest.mark.parametrize("name", kvq.__all__)

@@ -2,7 +2,9 @@
 
 import importlib
 import operator
+import re
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -178,10 +180,42 @@ def test_batches_of_nothing_are_refused(tokenizer):
         tokenizer.encode(images(2, 8, 12), 0)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 10), (2, 6, 8), (2, 0, 8), (0, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 10), (2, 6, 8)], ids=str)
 def test_sizes_that_do_not_fit_are_refused(tokenizer, shape):
-    with pytest.raises(ValueError, match="Received: "):
+    with pytest.raises(ValueError, match="must be multiples of 4. Received: "):
         tokenizer.encode(images(*shape))
+
+
+@pytest.mark.parametrize("nothing", [images(2, 0, 8), images(0, 8, 8), []], ids=["no rows", "no images", "empty list"])
+def test_no_image_at_all_is_refused(tokenizer, nothing):
+    with pytest.raises(ValueError, match="`images` must hold at least one image. Received: "):
+        tokenizer.encode(nothing)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_refused_images_are_told_the_way_out(tokenizer, monkeypatch, channels):
+    images = tokenizer.config.images.model_copy(update={"channels": channels})
+    monkeypatch.setattr(tokenizer, "config", tokenizer.config.model_copy(update={"images": images}))
+    several = "" if channels == 3 else " Several without channels: images[..., None]."
+    for wrong, hint in [
+        (np.zeros((8, 12), np.uint8), "" if channels == 3 else " One image: images[None, ..., None]."),
+        (np.zeros((8, 12, channels), np.uint8), " One image: images[None]."),
+        (np.zeros((2, 8, 12), np.uint8), several),
+        (Image.new("RGB", (12, 8)), " One PIL image: [image]."),
+    ]:
+        with pytest.raises(ValueError, match=r"Received: uint8 \([0-9, ]+\)\." + re.escape(hint) + "$"):
+            tokenizer.encode(wrong)
+
+
+@pytest.mark.parametrize("given", ["photos/a.png", Path("photos/a.png"), ["photos/a.png", "photos/b.png"]], ids=repr)
+def test_files_are_not_images(tokenizer, given):
+    with pytest.raises(ValueError, match="must not be paths. Received: photos/a.png. Open it with PIL.Image.open"):
+        tokenizer.encode(given)
+
+
+def test_a_printed_tokenizer_says_what_it_is(tokenizer):
+    told = f"vocabulary_size={CODES} grid=(7, 7) depth=None downsampling=4 channels=3"
+    assert repr(tokenizer) == f"<kvq.Tokenizer {tokenizer.config.quantizer.kind} {told}>"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +224,7 @@ def test_sizes_that_do_not_fit_are_refused(tokenizer, shape):
         (np.zeros((2, 2, 3), "float32"), "must be integers"),
         (np.zeros((2, 2, 3), bool), "must be integers"),
         (np.zeros((2, 3), "int32"), "must be integers"),
-        (np.zeros((0, 2, 3), "int32"), "must be integers"),
+        (np.zeros((0, 2, 3), "int32"), r"must hold at least one index. Received: int32 \(0, 2, 3\)"),
         (np.full((1, 2, 3), CODES), rf"must be in \[0, {CODES}\). Received: {CODES} to {CODES}"),
         (np.full((1, 2, 3), -1), rf"must be in \[0, {CODES}\). Received: -1 to -1"),
         (np.full((1, 2, 3), 2**32), rf"must be in \[0, {CODES}\). Received: {2**32}"),
@@ -269,7 +303,7 @@ def test_a_folder_of_that_name_goes_first(folder, tmp_path, monkeypatch):
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="There is no"):
         Tokenizer.load(tmp_path / "absent")
-    with pytest.raises(ArtifactError, match="is not a kvq model"):
+    with pytest.raises(ArtifactError, match="neither a run nor a model: it has no config.json. .*a run has one in"):
         Tokenizer.load(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has no model yet"):

@@ -168,6 +168,24 @@ def test_resuming_a_finished_run_trains_nothing(finished):
     assert run.read_metrics() == before
 
 
+def test_resuming_for_fewer_steps_than_were_taken_is_refused_and_changes_nothing(finished):
+    _, run = finished
+    before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="at least the 7 steps"):
+        train(small_config(5), run.folder, resume=True)
+    assert {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()} == before
+
+
+def test_images_that_a_configuration_names_by_a_relative_path_are_found_from_anywhere(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images, x_test=images)
+    monkeypatch.chdir(tmp_path)
+    config = small_config(1, 'data.source="images.npz"', "train.batch_size=4")
+    train(config, tmp_path / "run")
+    assert Run(tmp_path / "run").config.data.source == str(tmp_path / "images.npz")
+    train(config, tmp_path / "run", resume=True)  # the same configuration, still
+
+
 def test_resuming_with_another_configuration_is_refused_with_the_differences(finished):
     _, run = finished
     with pytest.raises(RunError, match=r"data.crop was 28, is 24, train.seed was 0, is 1\. Its state fits no other"):

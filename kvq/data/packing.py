@@ -111,6 +111,8 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
             changed = ", ".join(key for key in plan if begun.get(key) != plan[key])
             raise DataError(f"{out} was begun with another {changed}. Remove it, or give another folder.")
         return
+    if (out / INDEX).exists() and any(out.glob(f"*{SUFFIX}")):
+        raise DataError(f"{out} is packed already: it holds {INDEX} and its shards. Remove it, or give another folder.")
     if any(out.iterdir()):
         raise DataError(f"{out} must be a new folder, or one that `kvq data pack` did not finish. It holds something else.")
     write_bytes(out / PLAN, json.dumps(plan).encode())

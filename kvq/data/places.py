@@ -24,10 +24,12 @@ PHOTOGRAPHS = {"mscoco"}
 # Each known name, and how its files can be had where kvq finds none.
 KNOWN = {
     "fashion_mnist_mini": "It comes with kvq: install kvq anew.",
-    "fashion_mnist": "Install Debian's package `dataset-fashion-mnist`, or put the four .gz files into $KVQ_DATA/fashion_mnist.",
-    "mnist": "Put the four IDX files (train-images-idx3-ubyte.gz and so on), or mnist.npz, into $KVQ_DATA/mnist.",
+    "fashion_mnist": "Install Debian's package `dataset-fashion-mnist`, or name the folder of its four .gz files by --data, or "
+    "put them into $KVQ_DATA/fashion_mnist.",
+    "mnist": "Name the folder of the four IDX files (train-images-idx3-ubyte.gz and so on), or mnist.npz, by --data, or put "
+    "them into $KVQ_DATA/mnist.",
     "mscoco": "Unpack train2017.zip of cocodataset.org and name its folder by --data, or put it into $KVQ_DATA/mscoco.",
-    "cifar10": "Put one .npz with x_train, y_train, x_test and y_test into $KVQ_DATA/cifar10.",
+    "cifar10": "Name an .npz with x_train, y_train, x_test and y_test by --data, or put it into $KVQ_DATA/cifar10.",
 }
 
 
@@ -151,7 +153,8 @@ def _recognised(path: Path) -> Path:
     if recognise(path) is None:
         idx = ", ".join(images for images, _ in IDX_FILES.values())
         raise DataError(
-            f"No images in {path}. Looked for {idx} (also .gz), for one .npz with x_train or x_test, and for files ending in "
-            f"{', '.join(IMAGE_SUFFIXES)}. `kvq configs` lists the built-in sets."
+            f"No images in {path}. Looked for {idx} (also .gz), for one .npz with x_train or x_test, for packed "
+            f"shards ({INDEX} and *{SUFFIX}), and for files ending in {', '.join(IMAGE_SUFFIXES)}. "
+            "`kvq doctor` lists the known sets."
         )
     return path

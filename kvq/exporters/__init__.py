@@ -67,7 +67,9 @@ def export(
             report then says of the part what was wrong.
     """
     if format not in EXPORTERS:
-        raise KvqError(f"`format` must be one of {', '.join(EXPORTERS)}. Received: {format}.")
+        by_ending = [name for name, exporter in EXPORTERS.items() if exporter.extension == format.lstrip(".")]
+        hint = f" {by_ending[0]} writes .{format.lstrip('.')}." if by_ending else ""
+        raise KvqError(f"`format` must be one of {', '.join(EXPORTERS)}. Received: {format}.{hint}")
     unknown = [part for part in parts or [] if part not in PARTS]
     if unknown:
         raise KvqError(f"Parts must be of {', '.join(PARTS)}. Received: {unknown[0]}.")

@@ -51,5 +51,4 @@ EXPORTER = Exporter(
         "(name,) = run.get_input_details()\n"
         "(output,) = run(**{name: array}).values()",
     ),
-    extra="litert",
 )

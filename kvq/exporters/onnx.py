@@ -111,6 +111,5 @@ EXPORTER = Exporter(
         "import onnxruntime",
         "session = onnxruntime.InferenceSession(file)\n(output,) = session.run(None, {session.get_inputs()[0].name: array})",
     ),
-    extra="onnx",
     fixed_size=_FIXED_SIZE,
 )

@@ -55,6 +55,5 @@ EXPORTER = Exporter(
         'model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})\n'
         "output = np.array(model([array])[0])",
     ),
-    extra="openvino",
     fixed_size=onnx.EXPORTER.fixed_size,
 )

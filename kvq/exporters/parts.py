@@ -95,7 +95,6 @@ class Exporter:
         load: Opens what was written in the format's own runtime.
         example: Two texts for `example.py`: what it imports, and lines that make `output` of `file` and `array`.
         packages: Name of a backend to the packages that writing and running need beside it.
-        extra: Of kvq's, that brings `packages`.
         fixed_size: Backends that write files for one image size.
         bundle: Where the files are no choice but a whole.
     """
@@ -106,7 +105,6 @@ class Exporter:
     load: Callable[[Path], Loaded]
     example: tuple[str, str]
     packages: Callable[[str], Sequence[str]] = lambda backend: ()
-    extra: str | None = None
     fixed_size: frozenset[str] = frozenset()
     bundle: Bundle | None = None
 

@@ -46,8 +46,14 @@ def choose_backend(format: str, exporter: Exporter, wish: str | None) -> str:
             return name
     name = installed[0] if installed else candidates[0]
     needed = [*([] if installed else [name]), *_missing(exporter, name)]
-    extras = [*([] if installed else [name]), *([exporter.extra] if exporter.extra and _missing(exporter, name) else [])]
-    raise BackendError(f'Export to {format} needs {" and ".join(needed)}: pip install "kvq[{",".join(extras)}]".')
+    raise BackendError(f"Export to {format} needs {' and '.join(needed)}: pip install {' '.join(needed)}.")
+
+
+def ready(exporters: dict[str, Exporter]) -> str:
+    """The first format that this process' own backend can write and check with what is installed."""
+    current = current_backend()
+    able = (name for name, one in exporters.items() if current in (one.backends or (current,)) and not _missing(one, current))
+    return next(able)
 
 
 def _missing(exporter: Exporter, backend: str) -> list[str]:

@@ -55,7 +55,7 @@ class RayEngine:
         if workers is not None and workers < 1:
             raise ValueError(f"`workers` must be at least 1. Received: {workers}.")
         if not _installed():
-            raise BackendError('Encoding on Ray needs the extra: pip install "kvq[ray]".')
+            raise BackendError('Encoding on Ray needs it: pip install "ray[data]".')
         self.workers = workers
 
     @contextlib.contextmanager
