@@ -158,7 +158,7 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     """From zero, in a straight line, to where another schedule begins, which then follows.
 
     The warm-up of Keras' `CosineDecay` branches on the step, which costs a wait for the GPU, and a step that branches cannot be
-    recorded (`kvq.recorded_step`).
+    recorded (`kvq.backends.recorded_step`).
 
     Args:
         schedule: The other schedule.

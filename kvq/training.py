@@ -213,10 +213,7 @@ def compiled(config: RunConfig, channels: int, note: Callable[[str], None] = lam
     model = build_model(config.model, config.quantizer, config.loss, channels, config.train.precision)
     model.quantizer.trainable = not config.codebook.frozen
     model.compile(optimizer=build_optimizer(config.train))
-    if backends.steps_are_recorded(keras.backend.backend()):
-        from kvq.recorded_step import RecordedStep
-
-        model.train_function = RecordedStep(model, note)
+    model.train_function = backends.train_function(keras.backend.backend(), model, note)
     return model
 
 

@@ -89,7 +89,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_images": {"atomic", "errors", "config", "data", "run"},
     "nonfinite": {"atomic", "errors", "data", "run"},
     "between_steps": {"errors"},
-    "recorded_step": set(),
     "callbacks": {"atomic", "ops", "metrics", "progress", "data", "run", "checkpoint", "plots", "evaluation", "optimizer"},
     "resuming": {"errors", "config", "validation", "run", "checkpoint"},
     "training": {
@@ -123,7 +122,6 @@ MAY_IMPORT: dict[str, set[str]] = {
             "nonfinite",
             "between_steps",
             "optimizer",
-            "recorded_step",
             "resuming",
         ),
     },
@@ -132,10 +130,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("artifact", "quantizers", "model", "tokenizer", "evaluation", "pages"),
     },
 }
-# These may name a backend, inside a function: whoever imports them must not import one by that.
+# These may name a backend: inside a function, or in a file that nobody imports outside of one. Whoever imports kvq must not
+# import a backend by that.
 KNOW_BACKENDS = {"backends", "exporters"}
-# Written for one backend: others may import them only inside a function, where that one runs.
-OF_ONE_BACKEND = {"recorded_step": "torch"}
 BACKENDS = {"jax", "tensorflow", "torch"}
 # Of the command line alone.
 NOT_FOR_THE_LIBRARY = {"typer", "rich", "kvq_cli", "nox", "pytest"}
@@ -162,12 +159,29 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def imports_at_once(tree: ast.AST) -> set[str]:
+    """What is imported outside of all functions, and the modules that hold it."""
+    inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    outside = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside]
+    names = {name for node in outside for name in imports(node)}
+    return names | {name.rpartition(".")[0] for name in names}
+
+
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
 def identify(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+WRITTEN_FOR_A_BACKEND = {
+    module_of(path) for path in LIBRARY if {name.split(".")[0] for name in imports_at_once(parse(path))} & BACKENDS
+}
 
 
 def test_each_part_has_its_line() -> None:
@@ -194,13 +208,9 @@ def test_the_library_knows_no_backend_and_no_command_line(path: Path) -> None:
     tree = parse(path)
     roots = {name.split(".")[0] for name in imports(tree)}
     assert not roots & NOT_FOR_THE_LIBRARY
-    inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
-    outside = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside]
-    at_once = {name for node in outside for name in imports(node)}
-    if part_of(path) in KNOW_BACKENDS:
-        roots = {name.split(".")[0] for name in at_once}
-    assert roots & BACKENDS <= {OF_ONE_BACKEND.get(part_of(path))}
-    assert not {name.split(".")[1] for name in at_once if name.startswith("kvq.")} & OF_ONE_BACKEND.keys()
+    if part_of(path) not in KNOW_BACKENDS:
+        assert not roots & BACKENDS
+    assert not imports_at_once(tree) & WRITTEN_FOR_A_BACKEND
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *COMMANDS], ids=identify)

@@ -12,7 +12,7 @@ if keras.backend.backend() != "torch":
 
 import torch
 
-from kvq.recorded_step import NotRepeatable, RecordedStep, record
+from kvq.backends.recorded_step import NotRepeatable, RecordedStep, record
 
 # What draws random numbers in a step.
 NOT_RECORDED = {"gumbel"}

@@ -4,7 +4,7 @@ Keras runs PyTorch layer by layer, and each function and layer takes longer to c
 took three times that of a loop written by hand. Here the operations of a step, forward, backward and optimizer, are written down
 as PyTorch's dispatcher sees them. As code of `torch.fx`, without Python in between, they compute the same bits.
 
-Written for one backend: to be imported where that one runs.
+Written for one backend: to be imported inside a function, where that one runs.
 """
 
 import operator

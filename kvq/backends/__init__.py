@@ -1,5 +1,4 @@
-"""Which Keras backend to use, and what each one offers here. Only this file of kvq knows their names; and the exporters, and
-`recorded_step`, which is written for one.
+"""Which Keras backend to use, and what each one offers here. The only room of kvq, beside the exporters, that knows their names.
 
 It imports neither Keras nor a backend by itself: `choose` must have its say before Keras is imported. Keras' own file
 keras.json is not read, since Keras writes "tensorflow" into it unasked.
@@ -40,8 +39,6 @@ COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
 XLA_GRADIENTS = {"jax"}
 # Keras takes several training steps at a stretch on these, and refuses to on PyTorch.
 SEVERAL_STEPS = {"jax", "tensorflow"}
-# Keras does not compile steps here, but calls layer by layer.
-RECORDED_STEPS = {"torch"}
 JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -184,9 +181,16 @@ def steps_at_once(name: str) -> int:
     return 10 if name in SEVERAL_STEPS and devices(name)[0] != "cpu" else 1
 
 
-def steps_are_recorded(name: str) -> bool:
-    """Whether `kvq.recorded_step` takes the training steps of a backend."""
-    return name in RECORDED_STEPS
+def train_function(name: str, model: Any, note: Callable[[str], None]) -> Callable[..., Any] | None:
+    """What takes the training steps of a compiled model; None for Keras' own, which it compiles on all backends but PyTorch.
+
+    `note` is told where it must leave them to Keras after all. Imports the backend.
+    """
+    if name != "torch":
+        return None
+    from kvq.backends.recorded_step import RecordedStep
+
+    return RecordedStep(model, note)
 
 
 def devices(name: str) -> list[str]:
