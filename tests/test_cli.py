@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 from kvq_cli import computing, output
+from kvq_cli.__main__ import run
 from kvq_cli.main import app
 from kvq_cli.progress import LineProgress, LiveProgress
 from PIL import Image
@@ -487,3 +488,23 @@ def test_a_reader_that_is_gone_at_the_end_is_no_failure() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet(monkeypatch, capsys) -> None:
+    class Importing:
+        @property
+        def app(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "kvq_cli.main", Importing())
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_dry_run_names_the_images_that_the_run_would_take(tmp_path: Path) -> None:
+    images = np.zeros((200, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images, x_test=images)
+    result = kvq_in_process("train", "fashion_mnist_mini", "--dry-run", "--data", str(tmp_path / "images.npz"))
+    assert tomllib.loads(result.stdout)["data"]["source"] == str(tmp_path / "images.npz")
+    assert "# training images: 200" in result.stdout

@@ -295,3 +295,11 @@ def test_other_quantizers_are_exported_too(kind, trained, tmp_path, quantizer_se
     report = export(tmp_path / "model", "onnx", tmp_path / "exported")
     assert report["parts"]["encoder"]["different_indices"] <= report["parts"]["encoder"]["near_ties"]
     assert report["parts"]["decoder"]["largest_difference"] <= 1
+
+
+def test_a_format_that_is_ready_needs_nothing_more(run, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else found(name, *rest))
+    format = writers.ready(EXPORTERS)
+    assert format != "onnx" and not writers._missing(EXPORTERS[format], keras.backend.backend())
+    assert keras.backend.backend() in (EXPORTERS[format].backends or BACKENDS)

@@ -163,3 +163,17 @@ def test_a_constant_rate_is_the_same_at_every_step_and_no_state():
     assert rates + [float(ops.convert_to_numpy(again.learning_rate))] == [0.25, 0.25]
     # Among Adam's variables it would be restored on a resume, and could not be changed.
     assert not [variable.path for variable in again.inner.variables if "learning_rate" in variable.path]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_rate_rises_in_a_line_and_then_stays_or_falls_as_half_a_cosine(schedule, warmup):
+    optimizer = build_optimizer(TrainConfig(steps=12, batch_size=1, learning_rate=0.02, schedule=schedule, warmup_steps=warmup))
+    optimizer = FiniteSteps.from_config(optimizer.get_config())  # as it is saved
+    optimizer.build([keras.Variable(np.zeros(1, "float32"))])
+    for step in range(15):
+        optimizer.inner.iterations.assign(step)
+        after = min(max(step - warmup, 0), 12 - warmup)
+        expected = 0.02 * (0.5 * (1 + np.cos(np.pi * after / (12 - warmup))) if schedule == "cosine" else 1.0)
+        expected *= min(step / warmup, 1.0) if warmup else 1.0
+        np.testing.assert_allclose(float(optimizer.learning_rate), expected, rtol=1e-6, atol=1e-9)
