@@ -10,6 +10,9 @@ of the hand-written ones, and so on. kvq's side is `kvq.training.train` itself, 
 it hands over between two steps, where it reports progress. The loop by hand has its batches ready in memory, measures nothing
 and logs nothing. `ratio` is the median over pairs of neighbouring blocks, since other work on a machine slows both.
 
+With `--side` one of them alone: kvq's then keeps the memory that it frees, as the command line does; a loop by hand does not,
+and in one process both would.
+
 Beside both, in each pair of blocks, a large product of matrices on the same backend in the same precision: how fast the hardware
 is here at its best. `of_peak` is what a step, counted by `step_flop`, uses of that.
 
@@ -33,6 +36,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kvq import backends
+from kvq.backends.memory import keep_freed_memory
 from kvq.progress import Progress
 
 BATCHES = 16  # that the hand-written loop goes round in
@@ -115,9 +120,10 @@ def step_flop(model: Any, image_shape: tuple[int, int, int, int]) -> int:
 
 
 class InTurn(Progress):
-    """Watches a kvq run, and does a block of hand-written steps after each block of kvq's.
+    """Watches a kvq run, and does a block of hand-written steps after each block of kvq's. Or does without one of the two.
 
     Args:
+        side: "kvq", "hand", or "both".
         loop: The hand-written loop.
         wait: Waits until all that was queued is done.
         batches: Its images.
@@ -129,8 +135,10 @@ class InTurn(Progress):
     `kvq` and `hand` hold the seconds a step of each block, by the clock and of all threads together; `peak` FLOP a second.
     """
 
-    def __init__(self, loop: Any, wait: Any, batches: list[Any], product: Product, block: int, warm_up: int, told: bool):
-        self.loop, self.wait, self.batches, self.product = loop, wait, batches, product
+    def __init__(
+        self, side: str, loop: Any, wait: Any, batches: list[Any], product: Product, block: int, warm_up: int, told: bool
+    ):
+        self.side, self.loop, self.wait, self.batches, self.product = side, loop, wait, batches, product
         self.block, self.warm_up, self.told = block, warm_up, told
         self.peak: list[float] = []
         self.kvq: list[tuple[float, float]] = []
@@ -138,7 +146,16 @@ class InTurn(Progress):
 
     def start(self, total_steps: int, first_step: int) -> None:
         self._await_turn()
-        self._by_hand(self.warm_up)
+        if self.side != "kvq":
+            self._by_hand(self.warm_up)
+
+    def by_hand_alone(self, steps: int) -> None:
+        """All blocks of the hand-written loop."""
+        self.start(steps, 0)
+        for _ in range(steps // self.block):
+            self._await_turn()
+            self._end_turn()
+        self._await_turn()
 
     def step(self, step: int) -> None:
         done = step - self.warm_up
@@ -147,14 +164,18 @@ class InTurn(Progress):
         self.wait()
         if done:
             self.kvq.append(self._since_start(step - self.begun))  # of several steps at once it may be more than a block
-            self._start()
-            self._by_hand(self.block)
-            self.hand.append(self._since_start(self.block))
-            time.sleep(SETTLING)
-            self.peak.append(self.product.measure())
+            self._end_turn()
         self._await_turn()
         self.begun = step
         self._start()
+
+    def _end_turn(self) -> None:
+        if self.side != "kvq":
+            self._start()
+            self._by_hand(self.block)
+            self.hand.append(self._since_start(self.block))
+        time.sleep(SETTLING)
+        self.peak.append(self.product.measure())
 
     def _await_turn(self) -> None:
         if self.told:
@@ -178,7 +199,9 @@ class InTurn(Progress):
 
 def main() -> None:
     arguments = _arguments()
-    os.environ["KERAS_BACKEND"] = arguments.backend  # before anything imports Keras
+    backends.choose(arguments.backend)  # before anything imports Keras
+    if arguments.side == "kvq":
+        keep_freed_memory(arguments.backend)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
     if arguments.json:
@@ -192,7 +215,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import keras
     import numpy as np
 
-    from kvq import artifact, backends, training
+    from kvq import artifact, training
     from kvq.config import load_config
     from kvq.data import iterate, open_source, training_batches, training_transforms
 
@@ -244,24 +267,31 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     del model
     product = Product(arguments.backend, train.precision, module.wait)
-    turns = InTurn(loop, module.wait, batches, product, block, arguments.warm_up, arguments.in_turn)
-    training.train(config, folder / "run", data=images, progress=turns)
-    (kvq, kvq_cpu), (hand, hand_cpu) = np.transpose(turns.kvq), np.transpose(turns.hand)
+    turns = InTurn(arguments.side, loop, module.wait, batches, product, block, arguments.warm_up, arguments.in_turn)
+    if arguments.side == "hand":
+        turns.by_hand_alone(steps)
+    else:
+        training.train(config, folder / "run", data=images, progress=turns)
+    sides = {"kvq": turns.kvq, "hand": turns.hand}
+    if arguments.side == "both":
+        (kvq, kvq_cpu), (hand, hand_cpu) = np.transpose(turns.kvq), np.transpose(turns.hand)
+        same |= {
+            "ratio": float(np.median(kvq / hand)),
+            "ratio_quartiles": np.percentile(kvq / hand, (25, 75)).tolist(),
+            # Of all blocks together: with the records and whatever else came between steps.
+            "ratio_of_sums": float(kvq.sum() / hand.sum()),
+            # Of the seconds of all threads, which other work on the machine disturbs less. Threads that wait busily count, too.
+            "ratio_of_cpu": float(np.median(kvq_cpu / hand_cpu)),
+        }
+    for side, measured in sides.items():
+        if measured:
+            seconds = np.array(measured)[:, 0]
+            same[f"{side}_s"] = float(np.median(seconds))
+            same[f"{side}_of_peak"] = float(np.median(same["flop"] / (seconds * turns.peak)))
+            same[f"{side}_s_all"] = seconds.tolist()
     return {
         **same,
-        "kvq_s": float(np.median(kvq)),
-        "hand_s": float(np.median(hand)),
-        "ratio": float(np.median(kvq / hand)),
         "peak_flop_s": float(np.median(turns.peak)),
-        "of_peak": float(np.median(same["flop"] / (kvq * turns.peak))),
-        "hand_of_peak": float(np.median(same["flop"] / (hand * turns.peak))),
-        "ratio_quartiles": np.percentile(kvq / hand, (25, 75)).tolist(),
-        # Of all blocks together: with the records and whatever else came between steps.
-        "ratio_of_sums": float(kvq.sum() / hand.sum()),
-        # Of the seconds of all threads, which other work on the machine disturbs less. Threads that wait busily count, too.
-        "ratio_of_cpu": float(np.median(kvq_cpu / hand_cpu)),
-        "kvq_s_all": kvq.tolist(),
-        "hand_s_all": hand.tolist(),
         "block": block,
         "versions": {name: version(name) for name in ("keras", "numpy", "grain", _distribution(arguments.backend))},
         "python": platform.python_version(),
@@ -297,6 +327,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", choices=("jax", "tensorflow", "torch"), required=True)
     parser.add_argument("--peer", help="a module of peers/ other than BACKEND_loop, such as tensorflow_sonnet")
+    parser.add_argument("--side", choices=("both", "kvq", "hand"), default="both", help="which of the two takes steps")
     parser.add_argument("--check", action="store_true", help="compare parameters and first losses, and stop")
     parser.add_argument("--channels", type=int, help="of the noise; default: 1 where the configuration pads, else 3")
     parser.add_argument("--config", default="fashion_mnist_mini", help="what `kvq train` takes")

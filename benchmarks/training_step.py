@@ -2,9 +2,9 @@
 
     pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40
 
-Each line is `benchmarks/train_step.py` in a process of its own: kvq and one peer of the same backend, in turn, from the same
-weights, after a check that both have the same number of parameters and the same first loss. The processes of a workload take
-turns as well, so that `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
+Each peer is `benchmarks/train_step.py` in a process of its own, and so is kvq on each backend: from the same weights, after a
+check that both have the same number of parameters and the same first loss. The processes of a workload take turns, a block of
+steps each; `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
 """
 
 import argparse
@@ -91,9 +91,13 @@ class Measurement:
 
 
 @contextlib.contextmanager
-def _process(workload: str, peer: str, precision: str, arguments: argparse.Namespace) -> Iterator[Measurement]:
-    (backend, module), (config, channels, overrides) = PEERS[peer], WORKLOADS[workload]
-    command = [sys.executable, str(HERE / "train_step.py"), "--backend", backend, "--peer", module, "--config", config, "--json"]
+def _process(
+    workload: str, backend: str, module: str | None, precision: str, arguments: argparse.Namespace
+) -> Iterator[Measurement]:
+    """Of a peer, or of kvq where `module` is None."""
+    config, channels, overrides = WORKLOADS[workload]
+    command = [sys.executable, str(HERE / "train_step.py"), "--backend", backend, "--config", config, "--json"]
+    command += ["--side", "hand", "--peer", module] if module else ["--side", "kvq"]
     command += ["--channels", str(channels), "--precision", precision, "--warm-up", str(max(arguments.block, 2)), "--in-turn"]
     command += ["--steps", str(arguments.steps), "--block", str(arguments.block)]
     command += [word for override in overrides for word in ("--set", override)] + ["--check"] * arguments.check
@@ -110,13 +114,19 @@ def _process(workload: str, peer: str, precision: str, arguments: argparse.Names
 
 
 def _measure(workload: str, precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    peers = {name: PEERS[name] for name in arguments.peer or PEERS}
+    processes: dict[str, tuple[str, str | None]] = {}
+    for name, (backend, module) in peers.items():
+        if not arguments.check:
+            processes[backend] = backend, None
+        processes[name] = backend, module
     with contextlib.ExitStack() as stack:
         running: dict[str, Measurement] = {}
-        for peer in arguments.peer or PEERS:
-            print(f"{workload}, {precision}: {peer}", file=sys.stderr, flush=True)
-            running[peer] = stack.enter_context(_process(workload, peer, precision, arguments))
+        for name, (backend, module) in processes.items():
+            print(f"{workload}, {precision}: {name if module else f'kvq on {backend}'}", file=sys.stderr, flush=True)
+            running[name] = stack.enter_context(_process(workload, backend, module, precision, arguments))
             if not arguments.together:  # one after the other, since memory and cores may be few
-                running[peer].await_turn()
+                running[name].await_turn()
         if arguments.together:
             for one in running.values():
                 one.await_turn()
@@ -127,24 +137,40 @@ def _measure(workload: str, precision: str, arguments: argparse.Namespace) -> li
                     time.sleep(SETTLING)
                     one.go_on()
         found = {name: one.result or {"error": "did not end"} for name, one in running.items()}
-    measured = [one for one in found.values() if "kvq_s" in one]
-    fastest = min(measured, key=lambda one: one["kvq_s"], default=None)
-    for one in measured:
-        assert fastest
-        pairs = zip(fastest["kvq_s_all"], one["hand_s_all"], strict=True)
-        one |= {"fastest": fastest["backend"], "fastest_ratio": statistics.median(kvq / hand for kvq, hand in pairs)}
-    return [{"workload": workload, "name": name, "precision": precision, **one} for name, one in found.items()]
+    if not arguments.check:
+        measured = [found[backend] for backend, _ in peers.values() if "error" not in found[backend]]
+        fastest = min(measured, key=lambda one: one["kvq_s"], default=None)
+        for name, (backend, _) in peers.items():
+            found[name] = _beside(found[name], found[backend], fastest)
+    return [{"workload": workload, "name": name, "precision": precision, **found[name]} for name in peers]
+
+
+def _beside(peer: dict[str, Any], kvq: dict[str, Any], fastest: dict[str, Any] | None) -> dict[str, Any]:
+    """What a peer's process found, with what kvq's did on the same backend and on the fastest one."""
+    for one in (kvq, peer):
+        if "error" in one:
+            return one
+    assert fastest
+    ratios = [ours / theirs for ours, theirs in zip(kvq["kvq_s_all"], peer["hand_s_all"], strict=True)]
+    pairs = zip(fastest["kvq_s_all"], peer["hand_s_all"], strict=True)
+    return {
+        **kvq,
+        **peer,
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4, method="inclusive")[::2] if len(ratios) > 1 else ratios * 2,
+        "fastest": fastest["backend"],
+        "fastest_ratio": statistics.median(ours / theirs for ours, theirs in pairs),
+    }
 
 
 HEAD = """## A training step beside its peers
 
 kvq through `kvq train`'s own path, with pipeline, metrics and callbacks; the peers with their batches ready in memory, without
 measures or logs. Same network, weights, images, precision, number of parameters and first loss, which the benchmark checks. With
-mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. The two take turns in one process; `ratio`
-is the median over pairs of neighbouring turns, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was
-fastest, in a process that took turns with the peer's. `of peak`: the convolutions of kvq's step, in FLOP a second, over what a
-large product of matrices in the same precision reached on that backend in between. Compare ratios, not seconds: other work on the
-machine slows both sides.
+mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. Each is a process of its own, and all take
+turns; `ratio` is the median over rounds, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was fastest.
+`of peak`: the convolutions of kvq's step, in FLOP a second, over what a large product of matrices in the same precision reached
+on that backend in between. Compare ratios, not seconds: other work on the machine slows both sides.
 
 """
 
@@ -157,7 +183,8 @@ def _section(results: list[dict[str, Any]], arguments: argparse.Namespace) -> st
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for one in results:
         low, high = one["ratio_quartiles"]
-        times = f"{one['kvq_s']:.3g} | {one['of_peak']:.0%} | {one['hand_s']:.3g} | {one['ratio']:.2f} | {low:.2f} to {high:.2f}"
+        times = f"{one['kvq_s']:.3g} | {one['kvq_of_peak']:.0%} | {one['hand_s']:.3g}"
+        times += f" | {one['ratio']:.2f} | {low:.2f} to {high:.2f}"
         fastest = f"{one['fastest_ratio']:.2f} ({one['fastest']})"
         name = f"{one['workload']} | {one['precision']} | {one['name']} | {one['parameters']:,}"
         lines.append(f"| {name} | {times} | {fastest} | {len(one['kvq_s_all'])} |")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 from kvq import backends
+from kvq.backends.memory import keep_freed_memory
 
 from .output import say
 
@@ -22,7 +23,7 @@ def computing(backend: str | None) -> Iterator[None]:
     Args:
         backend: What `--backend` says.
     """
-    backends.choose(backend, report=say)
+    keep_freed_memory(backends.choose(backend, report=say))
     with only_results_on_stdout():
         import_keras()
         yield

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kvq import backends
+from kvq.backends.memory import keep_freed_memory
 from kvq.config import RunConfig, load_config
 from kvq.errors import BackendError, TrainingError
 from kvq.progress import Progress
@@ -166,6 +167,7 @@ def _work() -> None:
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
 
+    keep_freed_memory(os.environ["KERAS_BACKEND"])
     try:
         _take_steps(answer)
     except Exception as error:

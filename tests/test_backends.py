@@ -161,3 +161,53 @@ def test_problems_with_packages(monkeypatch) -> None:
         "tensorflow and tensorflow-cpu are installed and overwrite each other's files. Uninstall both, then install one.",
         "tensorflow needs numpy>=2. Installed: numpy 1.26.",
     ]
+
+
+# Memory.
+
+USES_MEMORY_AGAIN = """
+import resource, sys
+import numpy as np
+from kvq.backends.memory import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+told = "kept" in sys.argv[1:] and keep_freed_memory("jax")
+np.ones(2**23)
+before = faults()
+for _ in range(10):
+    np.ones(2**23)  # 64 MiB, of 2**14 pages: beyond what the C library keeps by itself
+print(told, (faults() - before) / 10 / 2**14)
+"""
+
+
+def memory_used_again(*arguments, **environment):
+    """Whether the C library was told to keep memory, and the share of a block that the system had to give anew."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = {**clean, "CUDA_VISIBLE_DEVICES": "", "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
+    command = [sys.executable, "-c", USES_MEMORY_AGAIN, *arguments]
+    told, share = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    return told == "True", float(share)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="of Linux' C library")
+def test_freed_memory_is_used_again_where_it_is_asked_for():
+    assert memory_used_again()[1] > 0.9  # else there is nothing to gain here
+    told, share = memory_used_again("kept")
+    assert told and share < 0.05
+
+
+@pytest.mark.parametrize("setting", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_what_the_environment_says_about_memory_stays(setting):
+    told, _ = memory_used_again("kept", **{setting: {"MALLOC_ARENA_MAX": "2"}.get(setting, "glibc.malloc.arena_max=2")})
+    assert not told
+
+
+def test_commands_that_compute_keep_the_memory_they_free(monkeypatch):
+    from kvq_cli import computing
+
+    asked = []
+    monkeypatch.setattr(computing, "keep_freed_memory", asked.append)
+    with computing.computing(HERE):
+        assert asked == [HERE]

@@ -1,0 +1,39 @@
+"""Memory that one training step frees, kept for the next."""
+
+import ctypes
+import os
+import sys
+
+from kvq.backends import gpu_found
+
+# glibc's names for them (malloc.h).
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+LARGEST_KEPT = 2**30  # bytes in one block; larger ones go back to the system
+# These allocate in several threads, each of which would keep its own.
+ALLOCATES_IN_THREADS = {"jax"}
+
+
+def keep_freed_memory(name: str) -> bool:
+    """Tells the C library of Linux to keep what is freed, where a backend computes on the CPU. To be called before its import.
+
+    Left to itself it gives large blocks back to the system at once, and the tensors of each step are mapped and cleared page by
+    page again: 17% of the time of a step of `mscoco_resnet` on PyTorch and 22% on JAX, where the process then held 0.5 GiB more
+    (two CPU cores). TensorFlow keeps its memory by itself.
+
+    Args:
+        name: The backend.
+
+    Returns:
+        Whether it was told: not where there is a GPU, another C library, or a setting of the environment about memory.
+    """
+    asked = [key for key in os.environ if key.startswith("MALLOC_") or key in {"GLIBC_TUNABLES", "LD_PRELOAD"}]
+    if sys.platform != "linux" or asked or gpu_found():
+        return False
+    try:
+        tell = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    told = [tell(MMAP_THRESHOLD, LARGEST_KEPT), tell(TRIM_THRESHOLD, -1)]
+    if name in ALLOCATES_IN_THREADS:
+        told.append(tell(ARENA_MAX, 1))
+    return all(told)
