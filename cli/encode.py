@@ -54,6 +54,9 @@ def encode(
         try:
             chosen = RayEngine(workers) if engine is Engine.ray else LocalEngine()
             result = encode(model, data, out, split, batch_size, shard_size, part, progress, chosen)
+        except KeyboardInterrupt:
+            output.say(f"Finished shards stay in {out}: the same command goes on from them.")
+            raise
         finally:
             progress.stop()
     if json:

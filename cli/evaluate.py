@@ -14,7 +14,7 @@ def evaluate(
     model: options.Model,
     backend: options.Backend = None,
     data: options.Data = None,
-    split: Annotated[str, typer.Option(help="Which part of the data.")] = "test",
+    split: Annotated[str, typer.Option(help="Which part of the data: train, test or all.")] = "test",
     images: Annotated[int | None, typer.Option(min=1, help="Only the first N. Default: all.")] = None,
     json: options.Json = False,
 ) -> None:

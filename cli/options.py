@@ -7,11 +7,23 @@ import typer
 
 from kvq.backends import BACKENDS
 
+
+def _known_model(path: Path) -> Path:
+    """Refuses a model that is not there before a backend is imported, which takes seconds."""
+    from kvq.artifact import model_folder
+
+    model_folder(path)
+    return path
+
+
 BACKEND_NAMES = "|".join(sorted(BACKENDS))
 Backend = Annotated[
     str | None,
     typer.Option(metavar=BACKEND_NAMES, help="What computes. Default: KERAS_BACKEND, else the fastest installed."),
 ]
-Model = Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.", callback=_known_model),
+]
 Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -71,7 +71,7 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
 
 def count(number: int, what: str) -> str:
     """So many of something that takes an s."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def number(value: Any) -> str:

@@ -100,7 +100,7 @@ def _print_summary(result: dict[str, Any]) -> None:
     from kvq.exporters.writers import ready
 
     run = Path(result["run"])
-    print(f"{result['status']} after {result['steps']:,} steps: {run}")
+    print(f"{result['status']} after {output.count(result['steps'], 'step')}: {run}")
     if result["status"] == "interrupted":
         print(f"  go on    kvq train {run} --resume")
         return

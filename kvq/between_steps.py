@@ -32,7 +32,7 @@ class BetweenSteps(keras.callbacks.Callback):
         on_step: Told the number of finished steps.
         on_resume: Called in the place of the actions where steps were done before this `fit`.
         check: Called before the actions; raises where what was trained must not be used.
-        note: Told what could not be written.
+        note: Told what could not be written, and that the run stops.
 
     `actions` run in their order. What cannot be written, as on a full disk, does not end training: the action tries again when
     it is due next. Only at the end it does, after every action had its turn. `seconds` is the time spent training so far,
@@ -72,6 +72,7 @@ class BetweenSteps(keras.callbacks.Callback):
         else:
             self._run(self.first_step + batch, ending=None)
         if self.should_stop():
+            self.note("stopping; a second Ctrl-C leaves at once and loses the steps since the last checkpoint")
             # Keras asks for this after the steps that begin now.
             self.model.stop_training = True
 

@@ -126,6 +126,8 @@ def test_the_example_runs_where_there_is_no_kvq_and_no_keras(exported, run, tmp_
     restored = np.asarray(Image.open(tmp_path / "restored.png"))
     assert np.abs(restored.astype(int) - Tokenizer.load(run).decode(indices)[0, ..., 0]).max() <= 1
     assert len((folder / "example.py").read_text("utf-8").splitlines()) <= 20
+    alone = subprocess.run([sys.executable, folder / "example.py"], capture_output=True, text=True)
+    assert alone.returncode == 1 and f"python example.py encoder.{EXPORTERS[format].extension}" in alone.stderr
 
 
 def test_onnx_files_name_their_inputs_and_outputs(exported):
@@ -145,6 +147,17 @@ def test_only_the_part_that_was_asked_for_is_written(run, tmp_path):
     assert {*export(run, "keras", tmp_path, ["encoder"])["parts"]} == {"encoder", "decoder"}
     with pytest.raises(KvqError, match="holds an export to keras. Give another --out"):
         export(run, "onnx", tmp_path, backend=keras.backend.backend())
+
+
+def test_parts_of_two_models_do_not_mix(run, tmp_path):
+    export(run, "keras", tmp_path, ["decoder"])
+    report = tmp_path / "report.json"
+    other = report.read_text("utf-8").replace(artifact.check(run / "model").weights_sha256, "0" * 64)
+    report.write_text(other, "utf-8")
+    with pytest.raises(KvqError, match="holds decoder of another model. Give another --out, or leave out --part"):
+        export(run, "keras", tmp_path, ["encoder"])
+    assert report.read_text("utf-8") == other and not (tmp_path / "encoder.keras").exists()
+    assert {*export(run, "keras", tmp_path, ["decoder"])["parts"]} == {"decoder"}  # takes its place
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ def keep_freed_memory(name: str) -> bool:
     """Tells the C library of Linux to keep what is freed, where a backend computes on the CPU. To be called before its import.
 
     Left to itself it gives large blocks back to the system at once, and the tensors of each step are mapped and cleared page by
-    page again: 17% of the time of a step of `mscoco_resnet` on PyTorch and 22% on JAX, where the process then held 0.5 GiB more
-    (two CPU cores). TensorFlow keeps its memory by itself.
+    page again: a tenth of the time of a step of `mscoco_resnet` on PyTorch, a quarter on JAX (two CPU cores). Kept memory lies in
+    pieces: these processes held 0.1 and 0.3 to 0.9 GB more. TensorFlow keeps its memory by itself.
 
     Args:
         name: The backend.

@@ -92,6 +92,10 @@ def export(
     except OSError as error:
         raise KvqError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
     earlier = _earlier_report(out, format)
+    of_this_model = earlier.get("weights_sha256") == config.weights_sha256
+    others = [] if of_this_model else [name for name in earlier.get("parts", {}) if name not in wanted]
+    if others:
+        raise KvqError(f"{out} holds {' and '.join(others)} of another model. Give another --out, or leave out --part.")
     # On a GPU's device some files would keep its name, and products are rounded.
     if writer != current_backend() or backends.gpu_found():
         say(f"{format} is written on {writer}, in a process of its own")
@@ -111,7 +115,7 @@ def export(
         "image_size": f"free, multiples of {step}" if free else f"{side}x{side}",
         "parts": {},
     }
-    if earlier.get("weights_sha256") == config.weights_sha256:
+    if of_this_model:
         report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
     with quiet():
         samples = make_samples(tokenizer, images, free)

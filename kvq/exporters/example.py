@@ -5,7 +5,9 @@ from kvq.exporters.parts import Exporter
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PROGRAM = '''\
-"""python example.py encoder.{extension} image.png indices.npy, or: python example.py decoder.{extension} indices.npy image.png"""
+"""python example.py encoder.{extension} image.png indices.npy, or: python example.py decoder.{extension} indices.npy image.png
+
+Images are scaled to {side}x{side}, whatever their proportions; arrays are taken as they are."""
 
 import sys
 
@@ -13,7 +15,7 @@ import numpy as np
 {imports}
 from PIL import Image
 
-file, given, result = sys.argv[1:]
+_, file, given, result = sys.argv if len(sys.argv) == 4 else sys.exit(__doc__)
 array = np.load(given) if given.endswith(".npy") else {open}
 {run}
 if result.endswith(".npy"):
@@ -30,6 +32,7 @@ def example(exporter: Exporter, config: ArtifactConfig) -> str:
     imports, run = exporter.example
     return _PROGRAM.format(
         extension=exporter.extension,
+        side=side,
         imports=imports,
         open=f"{opened}[..., None]" if channels == 1 else opened,
         run=run,
