@@ -35,6 +35,8 @@ def pytest(session: nox.Session, backend: str, *arguments: str, extra: str = "")
         "2",
         "--dist",
         "worksteal",
+        "--durations",
+        "20",
         *arguments,
         *session.posargs,
         env={

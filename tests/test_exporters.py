@@ -292,7 +292,13 @@ def test_another_backend_exports_in_a_process_of_its_own(run, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "kind, trained",
     # The tensors that are equal at first are the networks', so that one kind will do.
-    [("cosine_vector", False), ("cosine_vector", True), ("sim_vector", True), ("finite_scalar", True), ("residual", True)],
+    [
+        ("cosine_vector", False),
+        ("finite_scalar", True),
+        ("residual", True),
+        pytest.param("cosine_vector", True, marks=pytest.mark.slow),
+        pytest.param("sim_vector", True, marks=pytest.mark.slow),
+    ],
 )
 def test_other_quantizers_are_exported_too(kind, trained, tmp_path, quantizer_section):
     """Unlike any that was trained, first weights have many tensors that are equal, which converters merge."""

@@ -90,6 +90,7 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(white, t
         train(small_config(12, *skip), tmp_path / "run", data=white, resume=True)
 
 
+@pytest.mark.slow
 def test_clipping_averages_and_bfloat16_train_and_resume_to_the_same_bits(tmp_path):
     more = ("train.clip_norm=0.5", "train.average_decay=0.9", 'train.precision="mixed_bfloat16"', "codebook.replace_dead_every=0")
     config = [small_config(steps, *more, 'train.schedule="constant"') for steps in (3, 6)]

@@ -88,6 +88,7 @@ def test_several_steps_at_once_change_nothing_but_when_the_first_record_comes(tm
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras takes one step at a time on PyTorch")
 def test_a_run_of_several_steps_at_once_stops_between_them_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "steps_at_once", lambda name: 2)

@@ -92,7 +92,7 @@ def export(
     except OSError as error:
         raise KvqError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
     earlier = _earlier_report(out, format)
-    of_this_model = earlier.get("weights_sha256") == config.weights_sha256
+    of_this_model = bool(earlier) and earlier.get("weights_sha256") == config.weights_sha256
     others = [] if of_this_model else [name for name in earlier.get("parts", {}) if name not in wanted]
     if others:
         raise KvqError(f"{out} holds {' and '.join(others)} of another model. Give another --out, or leave out --part.")
