@@ -273,6 +273,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     else:
         training.train(config, folder / "run", data=images, progress=turns)
     sides = {"kvq": turns.kvq, "hand": turns.hand}
+    if turns.kvq and len(turns.kvq) != steps // block:
+        raise SystemExit("kvq takes several steps at once here, up to ten: --block and --steps must be multiples of ten.")
     if arguments.side == "both":
         (kvq, kvq_cpu), (hand, hand_cpu) = np.transpose(turns.kvq), np.transpose(turns.hand)
         same |= {

@@ -101,8 +101,9 @@ def _process(
     command += ["--channels", str(channels), "--precision", precision, "--warm-up", str(max(arguments.block, 2)), "--in-turn"]
     command += ["--steps", str(arguments.steps), "--block", str(arguments.block)]
     command += [word for override in overrides for word in ("--set", override)] + ["--check"] * arguments.check
-    # Several of them share a GPU, of which JAX would take three quarters unasked.
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    # Several of them share a GPU, of which JAX would take three quarters unasked, and TensorFlow all.
+    alone = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **alone}
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=said, text=True)
@@ -168,9 +169,10 @@ HEAD = """## A training step beside its peers
 kvq through `kvq train`'s own path, with pipeline, metrics and callbacks; the peers with their batches ready in memory, without
 measures or logs. Same network, weights, images, precision, number of parameters and first loss, which the benchmark checks. With
 mixed_bfloat16 the networks of both compute in bfloat16, and the quantizer in float32. Each is a process of its own, and all take
-turns; `ratio` is the median over rounds, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was fastest.
-`of peak`: the convolutions of kvq's step, in FLOP a second, over what a large product of matrices in the same precision reached
-on that backend in between. Compare ratios, not seconds: other work on the machine slows both sides.
+turns; `ratio` is the median over rounds, with its quartiles. `fastest kvq / peer` has kvq on the backend where it was fastest. On
+a CPU kvq's processes keep the memory that they free, as its command line does; the peers' are as Python starts them. `of peak`:
+the convolutions of kvq's step, in FLOP a second, over what a large product of matrices in the same precision reached on that
+backend in between. Compare ratios, not seconds: other work on the machine slows both sides.
 
 """
 

@@ -13,7 +13,10 @@ from .progress import choose_progress
 
 def doctor(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[RUN_OR_MODEL]", help="A run or model folder whose codebook to look at.")
+        Path | None,
+        typer.Argument(
+            metavar="[RUN_OR_MODEL]", help="A run or model folder whose codebook to look at.", callback=options.known_model
+        ),
     ] = None,
     backend: options.Backend = None,
     data: options.Data = None,

@@ -55,7 +55,8 @@ def encode(
             chosen = RayEngine(workers) if engine is Engine.ray else LocalEngine()
             result = encode(model, data, out, split, batch_size, shard_size, part, progress, chosen)
         except KeyboardInterrupt:
-            output.say(f"Finished shards stay in {out}: the same command goes on from them.")
+            if any(out.glob("*.npy")):
+                output.say(f"Finished shards stay in {out}: the same command goes on from them.")
             raise
         finally:
             progress.stop()

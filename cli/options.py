@@ -8,11 +8,12 @@ import typer
 from kvq.backends import BACKENDS
 
 
-def _known_model(path: Path) -> Path:
+def known_model(path: Path | None) -> Path | None:
     """Refuses a model that is not there before a backend is imported, which takes seconds."""
     from kvq.artifact import model_folder
 
-    model_folder(path)
+    if path is not None:
+        model_folder(path)
     return path
 
 
@@ -23,7 +24,7 @@ Backend = Annotated[
 ]
 Model = Annotated[
     Path,
-    typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.", callback=_known_model),
+    typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.", callback=known_model),
 ]
 Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

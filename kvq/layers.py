@@ -11,7 +11,7 @@ import keras
 from keras import layers, ops
 
 from kvq import backends
-from kvq.ops import Tensor, transposed_convolution, without_border
+from kvq.ops import Tensor, transposed_convolution
 
 _CHANNELS_FIRST = backends.convolves_channels_first(keras.backend.backend())
 
@@ -52,13 +52,7 @@ def _convolve(operation: Any, inputs: Tensor, kernel: Tensor, strides: tuple[int
     if not _CHANNELS_FIRST:
         return operation(inputs, kernel, strides=strides, padding=padding, data_format="channels_last")
     inputs = ops.transpose(inputs, (0, 3, 1, 2))
-    border = [size - stride for size, stride in zip(kernel.shape, strides, strict=False)]
-    if operation is ops.conv_transpose and padding == "same" and min(border) >= 0:
-        # The same, cut by us.
-        outputs = operation(inputs, kernel, strides=strides, padding="valid", data_format="channels_first")
-        outputs = without_border(outputs, [(size // 2, size - size // 2) for size in border])
-    else:
-        outputs = operation(inputs, kernel, strides=strides, padding=padding, data_format="channels_first")
+    outputs = operation(inputs, kernel, strides=strides, padding=padding, data_format="channels_first")
     return ops.transpose(outputs, (0, 2, 3, 1))
 
 

@@ -1,7 +1,6 @@
 """Pure tensor functions of the tokenizer, on `keras.ops`: no state, no configuration, no backend by name."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -210,23 +209,6 @@ def patches(images: Tensor, size: tuple[int, int], strides: tuple[int, int]) -> 
         ],
         axis=-1,
     )
-
-
-def without_border(images: Tensor, border: Sequence[tuple[int, int]]) -> Tensor:
-    """Images (b, c, h, w) without `border`, the rows (top, bottom) and columns (left, right) at their edges.
-
-    A slice, whose gradient is one pass: derived, PyTorch's makes a tensor of zeros for each axis and fills it.
-    """
-    (top, bottom), (left, right) = border
-
-    @ops.custom_gradient
-    def cut(images: Tensor) -> tuple[Tensor, Any]:
-        def gradient(*args: Tensor, upstream: Tensor = None) -> Tensor:
-            return ops.pad(args[0] if upstream is None else upstream, ((0, 0), (0, 0), *border))
-
-        return images[:, :, top : images.shape[2] - bottom, left : images.shape[3] - right], gradient
-
-    return cut(images)
 
 
 def mean_per_image(values: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
+import types
 
 import keras
 import pytest
 
 from kvq import backends, diagnosis
+from kvq.backends import memory
 from kvq.errors import BackendError
 
 HERE = keras.backend.backend()
@@ -184,24 +187,54 @@ print(told, (faults() - before) / 10 / 2**14)
 
 def memory_used_again(*arguments, **environment):
     """Whether the C library was told to keep memory, and the share of a block that the system had to give anew."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    about_memory = {"GLIBC_TUNABLES", "LD_PRELOAD"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_") and name not in about_memory}
     environment = {**clean, "CUDA_VISIBLE_DEVICES": "", "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
     command = [sys.executable, "-c", USES_MEMORY_AGAIN, *arguments]
     told, share = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
     return told == "True", float(share)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="of Linux' C library")
+OF_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of Linux' C library")
+
+
+@OF_GLIBC
 def test_freed_memory_is_used_again_where_it_is_asked_for():
     assert memory_used_again()[1] > 0.9  # else there is nothing to gain here
     told, share = memory_used_again("kept")
     assert told and share < 0.05
 
 
-@pytest.mark.parametrize("setting", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_environment_says_about_memory_stays(setting):
-    told, _ = memory_used_again("kept", **{setting: {"MALLOC_ARENA_MAX": "2"}.get(setting, "glibc.malloc.arena_max=2")})
+@OF_GLIBC
+@pytest.mark.parametrize(("setting", "value"), [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")])
+def test_what_the_environment_says_about_memory_stays(setting, value):
+    told, _ = memory_used_again("kept", **{setting: value})
     assert not told
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2**40, 2**30), (2**25, 2**25), (2**20, None)])
+def test_an_older_c_library_keeps_what_it_can_or_is_left_as_it_is(monkeypatch, limit, expected):
+    asked = []
+
+    def mallopt(setting, value):
+        taken = setting != memory.MMAP_THRESHOLD or value <= limit
+        asked.append((setting, value)) if taken else None
+        return int(taken)
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(memory, "gpu_found", lambda: False)
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")] + ["GLIBC_TUNABLES", "LD_PRELOAD"]:
+        monkeypatch.delenv(name, raising=False)
+    assert memory.keep_freed_memory("jax") is (expected is not None)
+    kept = [(memory.MMAP_THRESHOLD, expected), (memory.TRIM_THRESHOLD, -1), (memory.ARENA_MAX, 1)]
+    assert asked == (kept if expected else [])
+
+
+def test_nothing_is_kept_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(memory, "gpu_found", lambda: True)
+    monkeypatch.setattr(memory.ctypes, "CDLL", None)  # would raise
+    assert not memory.keep_freed_memory("torch")
 
 
 def test_commands_that_compute_keep_the_memory_they_free(monkeypatch):

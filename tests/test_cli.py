@@ -508,3 +508,24 @@ def test_dry_run_names_the_images_that_the_run_would_take(tmp_path: Path) -> Non
     result = kvq_in_process("train", "fashion_mnist_mini", "--dry-run", "--data", str(tmp_path / "images.npz"))
     assert tomllib.loads(result.stdout)["data"]["source"] == str(tmp_path / "images.npz")
     assert "# training images: 200" in result.stdout
+
+
+UNKNOWN_MODEL = """
+import sys
+from typer.testing import CliRunner
+from kvq_cli.main import app
+
+for words in (
+    ["evaluate"], ["doctor"], ["codebook"], ["encode", "IMAGES", "--out", "x"], ["decode", "SET", "--out", "x"],
+    ["reconstruct", "IMAGE", "--out", "x"], ["export", "--format", "keras", "--out", "x"],
+):
+    result = CliRunner().invoke(app, [words[0], "nosuch", *words[1:]])
+    assert result.exit_code == 2 and "There is no nosuch." in result.stderr, (words, result.output)
+assert "keras" not in sys.modules
+"""
+
+
+def test_a_model_that_is_not_there_is_refused_before_a_backend_is_imported(tmp_path):
+    done = subprocess.run([sys.executable, "-c", UNKNOWN_MODEL], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())

@@ -274,7 +274,7 @@ def test_instance_normalization_survives_its_config():
 # Convolutions and chains.
 
 
-@pytest.mark.parametrize("size, strides", [(1, 1), (3, 1), (4, 1), (2, 3), (3, 2), (4, 2), (5, 2)])
+@pytest.mark.parametrize("size, strides", [(1, 1), (3, 1), (4, 1), (2, 3), (3, 2), (4, 2), (5, 2), ((3, 4), (1, 2))])
 def test_convolutions_equal_those_of_keras(size, strides):
     for ours, theirs in ((Conv2D, layers.Conv2D), (Conv2DTranspose, layers.Conv2DTranspose)):
         one = ours(5, size, strides, padding="same")

@@ -20,7 +20,6 @@ from kvq.ops import (
     to_uint8,
     transposed_convolution,
     usage,
-    without_border,
 )
 
 
@@ -381,19 +380,6 @@ def test_gradients_of_a_transposed_convolution_are_those_of_its_definition(rng, 
         unit = np.zeros_like(w)
         unit[tuple(place)] = 1.0
         np.testing.assert_allclose(of_kernel[tuple(place)], (g * paste(x, unit, strides)).sum(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("border", [((0, 1), (0, 1)), ((1, 2), (3, 0)), ((0, 0), (0, 0))], ids=str)
-def test_images_without_their_border_pass_their_gradient_to_what_is_left(rng, border):
-    (top, bottom), (left, right) = border
-    images = normal(rng, 2, 3, 6, 7)
-    inside = slice(None), slice(None), slice(top, 6 - bottom), slice(left, 7 - right)
-    np.testing.assert_array_equal(on_tensors(lambda x: without_border(x, border), images), images[inside])
-    weights = normal(rng, *images[inside].shape)
-    expected = np.zeros_like(images)
-    expected[inside] = weights
-    (found,) = gradients(lambda x: ops.multiply(weights, without_border(x, border)), images)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_patches_are_what_a_convolution_sees(rng):
