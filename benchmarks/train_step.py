@@ -123,8 +123,7 @@ class InTurn(Progress):
     """Watches a kvq run, and does a block of hand-written steps after each block of kvq's. Or does without one of the two.
 
     Args:
-        side: "kvq", "hand", or "both".
-        loop: The hand-written loop.
+        loop: The hand-written loop; None where kvq is alone.
         wait: Waits until all that was queued is done.
         batches: Its images.
         product: The matrix product beside them.
@@ -135,10 +134,8 @@ class InTurn(Progress):
     `kvq` and `hand` hold the seconds a step of each block, by the clock and of all threads together; `peak` FLOP a second.
     """
 
-    def __init__(
-        self, side: str, loop: Any, wait: Any, batches: list[Any], product: Product, block: int, warm_up: int, told: bool
-    ):
-        self.side, self.loop, self.wait, self.batches, self.product = side, loop, wait, batches, product
+    def __init__(self, loop: Any, wait: Any, batches: list[Any], product: Product, block: int, warm_up: int, told: bool):
+        self.loop, self.wait, self.batches, self.product = loop, wait, batches, product
         self.block, self.warm_up, self.told = block, warm_up, told
         self.peak: list[float] = []
         self.kvq: list[tuple[float, float]] = []
@@ -146,7 +143,7 @@ class InTurn(Progress):
 
     def start(self, total_steps: int, first_step: int) -> None:
         self._await_turn()
-        if self.side != "kvq":
+        if self.loop:
             self._by_hand(self.warm_up)
 
     def by_hand_alone(self, steps: int) -> None:
@@ -170,7 +167,7 @@ class InTurn(Progress):
         self._start()
 
     def _end_turn(self) -> None:
-        if self.side != "kvq":
+        if self.loop:
             self._start()
             self._by_hand(self.block)
             self.hand.append(self._since_start(self.block))
@@ -267,12 +264,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     del model
     product = Product(arguments.backend, train.precision, module.wait)
-    turns = InTurn(arguments.side, loop, module.wait, batches, product, block, arguments.warm_up, arguments.in_turn)
+    beside = None if arguments.side == "kvq" else loop
+    turns = InTurn(beside, module.wait, batches, product, block, arguments.warm_up, arguments.in_turn)
     if arguments.side == "hand":
         turns.by_hand_alone(steps)
     else:
         training.train(config, folder / "run", data=images, progress=turns)
-    sides = {"kvq": turns.kvq, "hand": turns.hand}
     if turns.kvq and len(turns.kvq) != steps // block:
         raise SystemExit("kvq takes several steps at once here, up to ten: --block and --steps must be multiples of ten.")
     if arguments.side == "both":
@@ -285,7 +282,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             # Of the seconds of all threads, which other work on the machine disturbs less. Threads that wait busily count, too.
             "ratio_of_cpu": float(np.median(kvq_cpu / hand_cpu)),
         }
-    for side, measured in sides.items():
+    for side, measured in (("kvq", turns.kvq), ("hand", turns.hand)):
         if measured:
             seconds = np.array(measured)[:, 0]
             same[f"{side}_s"] = float(np.median(seconds))

@@ -195,7 +195,7 @@ def memory_used_again(*arguments, **environment):
     return told == "True", float(share)
 
 
-OF_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of Linux' C library")
+OF_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's: elsewhere memory stays as it is")
 
 
 @OF_GLIBC
@@ -229,6 +229,12 @@ def test_an_older_c_library_keeps_what_it_can_or_is_left_as_it_is(monkeypatch, l
     assert memory.keep_freed_memory("jax") is (expected is not None)
     kept = [(memory.MMAP_THRESHOLD, expected), (memory.TRIM_THRESHOLD, -1), (memory.ARENA_MAX, 1)]
     assert asked == (kept if expected else [])
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(memory, "gpu_found", lambda: False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace())
+    assert not memory.keep_freed_memory("torch")
 
 
 def test_nothing_is_kept_where_there_is_a_gpu(monkeypatch):

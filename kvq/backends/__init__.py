@@ -115,8 +115,11 @@ def gpu_found() -> bool:
         return True
     # Windows, and Linux inside of it, have no such device files. The program exists on machines without a GPU as well, so ask it.
     program = shutil.which("nvidia-smi")
-    if program is None:
-        return False
+    return program is not None and _lists_a_gpu(program)
+
+
+@functools.cache
+def _lists_a_gpu(program: str) -> bool:
     try:
         answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
