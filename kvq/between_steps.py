@@ -72,7 +72,7 @@ class BetweenSteps(keras.callbacks.Callback):
         else:
             self._run(self.first_step + batch, ending=None)
         if self.should_stop():
-            self.note("stopping; a second Ctrl-C leaves at once and loses the steps since the last checkpoint")
+            self.note("stopping; a second Ctrl-C or SIGTERM leaves at once and loses the steps since the last checkpoint")
             # Keras asks for this after the steps that begin now.
             self.model.stop_training = True
 

@@ -24,7 +24,7 @@ class Finding:
 
 
 def findings(
-    measured: dict[str, Any], counts: NDArray[np.int64], codes: NDArray[np.floating] | None, section: Any
+    measured: dict[str, Any], counts: NDArray[np.int64], codes: NDArray[np.floating] | None, section: Any, replaceable: bool
 ) -> Iterator[Finding]:
     """What is wrong.
 
@@ -33,13 +33,14 @@ def findings(
         counts: (depth, codebook_size), how often training images use each code.
         codes: (codebook_size, dim), None of a quantizer without one codebook.
         section: The quantizer's, of a configuration. Only settings that it has are named.
+        replaceable: Whether it has codes that can be placed and replaced.
     """
-    for finding in _findings(measured, counts, codes, section):
-        yield replace(finding, keys=_existing(finding.keys, section))
+    for finding in _findings(measured, counts, codes, section, replaceable):
+        yield replace(finding, keys=_existing(finding.keys, section, replaceable))
 
 
 def _findings(
-    measured: dict[str, Any], counts: NDArray[np.int64], codes: NDArray[np.floating] | None, section: Any
+    measured: dict[str, Any], counts: NDArray[np.int64], codes: NDArray[np.floating] | None, section: Any, replaceable: bool
 ) -> Iterator[Finding]:
     deviation, length = measured["latent_deviation"], measured["latent_rms"]
     if deviation <= 1e-4 * max(length, 1e-8) or length < 1e-8:
@@ -49,7 +50,7 @@ def _findings(
             "Train again with a lower learning rate, a warm-up, or clipped gradients.",
             ("train.learning_rate", "train.warmup_steps", "train.clip_norm"),
         )
-    placing = "Start codes from data and replace dead ones; a" if _has_codebook(section) else "A"
+    placing = "Start codes from data and replace dead ones; a" if replaceable else "A"
     restart = f"{placing} lower learning rate keeps latents from running away."
     for level, row in enumerate(counts):
         yield from _of_one_code(row, _who(level, counts), level, restart)
@@ -147,14 +148,14 @@ def _of_norms(measured: dict[str, Any], counts: NDArray[np.int64], codes: NDArra
             )
 
 
-def _existing(keys: tuple[str, ...], section: Any) -> tuple[str, ...]:
+def _existing(keys: tuple[str, ...], section: Any, replaceable: bool) -> tuple[str, ...]:
     """Those of the settings that a quantizer of this section has, where it has them: of one inside, as `quantizer.base.decay`."""
     sections, found = _sections(section), list[str]()
     for key in keys:
         part, name = key.split(".")
         if part == "quantizer":
             found += [f"{path}.{name}" for path, each in sections.items() if name in type(each).model_fields][:1]
-        elif part != "codebook" or _has_codebook(section):
+        elif part != "codebook" or replaceable:
             found.append(key)
     return tuple(found)
 
@@ -166,11 +167,6 @@ def _sections(section: Any) -> dict[str, Any]:
         section = section.base
         sections[f"{[*sections][-1]}.base"] = section
     return sections
-
-
-def _has_codebook(section: Any) -> bool:
-    """Whether there are codes that can be placed and replaced. Others are computed from their indices."""
-    return any("codebook_size" in type(each).model_fields for each in _sections(section).values())
 
 
 def rms(codes: NDArray[np.floating]) -> float:

@@ -117,9 +117,10 @@ def diagnose(
     train, validation = (SplitUse(tokenizer, collection, progress) for collection in splits)
     codes = _codes(tokenizer)
     measured = _measured(train, validation, codes)
+    section, replaceable = tokenizer.config.quantizer, tokenizer.model.quantizer.is_replaceable
     return {
         "measured": measured,
-        "findings": [vars(found) for found in findings(measured, train.use.counts, codes, tokenizer.config.quantizer)],
+        "findings": [vars(found) for found in findings(measured, train.use.counts, codes, section, replaceable)],
         "backend": keras.backend.backend(),
         "weights_sha256": tokenizer.config.weights_sha256,
     }

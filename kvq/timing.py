@@ -19,14 +19,13 @@ from typing import IO, Any
 from kvq import backends
 from kvq.backends.memory import keep_freed_memory
 from kvq.config import RunConfig, load_config
+from kvq.data.places import GREY
 from kvq.errors import BackendError, TrainingError
 from kvq.progress import Progress
 
 BLOCK_SECONDS = 1.5
 SETTLING = 0.1  # seconds for which the threads of the one before may finish
 WORKER = "from kvq.timing import _work; _work()"
-# Data sets of grey images; all others have three channels.
-GREY = {"fashion_mnist_mini", "fashion_mnist", "mnist"}
 
 
 def benchmark(

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network_shapes": {"config"},
     "download": {"errors"},
     "data": {"atomic", "errors", "untrusted", "download"},
-    "timing": {"errors", "backends", "config", "progress", "training"},
+    "timing": {"errors", "backends", "config", "data", "progress", "training"},
     "diagnosis": {"errors", "backends", "data"},
     "model": {"ops", "networks", "quantizers", "metrics"},
     "optimizer": {"ops"},

@@ -128,13 +128,17 @@ def test_what_ails_a_codebook_is_named_with_a_setting(sick, make_model, arrays, 
 
 
 INSIDE = {"kind": "residual", "levels": 2, "base": {"kind": "gumbel", "codebook_size": CODES}}
-COMPUTED = {"kind": "finite_scalar", "levels": [5, 5, 5, 5]}
+# Whose codes are not placed: they are computed, moved by a matrix all together, or stand for logits.
+NOT_PLACED = {
+    "computed": {"kind": "finite_scalar", "levels": [5, 5, 5, 5]},
+    "projected": {"kind": "sim_vector", "codebook_size": CODES},
+    "inside": INSIDE,
+}
 
 
-@pytest.mark.parametrize("sick", [*SICK, "inside", "computed"])
+@pytest.mark.parametrize("sick", [*SICK, *NOT_PLACED])
 def test_every_setting_that_is_named_exists(sick, make_model, arrays, tmp_path):
-    others = {"inside": (constant_encoder, INSIDE), "computed": (constant_encoder, COMPUTED)}
-    spoil, quantizer = others.get(sick) or SICK[sick][:2]
+    spoil, quantizer = (constant_encoder, NOT_PLACED[sick]) if sick in NOT_PLACED else SICK[sick][:2]
     folder = make_model(tmp_path / "model", spoil, quantizer)
     saved = json.loads((folder / "config.json").read_text())
     config = {**load_config("fashion_mnist_mini").model_dump(), "quantizer": saved["quantizer"]}
@@ -145,14 +149,15 @@ def test_every_setting_that_is_named_exists(sick, make_model, arrays, tmp_path):
         for name in key.split("."):
             assert name in value, key
             value = value[name]
-    assert any(key.startswith("codebook.") for key in keys) == (sick != "computed")
-    assert sick != "computed" or not any("Start codes" in finding["remedy"] for finding in findings)
+    assert any(key.startswith("codebook.") for key in keys) == (sick not in NOT_PLACED)
+    assert sick not in NOT_PLACED or not any("Start codes" in finding["remedy"] for finding in findings)
 
 
 def test_settings_of_the_quantizer_inside_are_named_as_its():
     section = RunConfig.model_validate({**load_config("fashion_mnist_mini").model_dump(), "quantizer": RESIDUAL}).quantizer
     keys = ("quantizer.levels", "quantizer.codebook_size", "quantizer.groups", "codebook.initialise", "train.steps")
-    assert _existing(keys, section) == ("quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps")
+    found = _existing(keys, section, replaceable=True)
+    assert found == ("quantizer.levels", "quantizer.base.codebook_size", "codebook.initialise", "train.steps")
 
 
 def test_a_split_that_is_not_there_is_found_out_before_anything_is_computed(make_model, arrays, tmp_path):

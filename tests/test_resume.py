@@ -143,7 +143,7 @@ def test_a_signal_saves_and_leaves_with_the_status_that_says_so(tmp_path, number
     assert result["status"] == record["status"] == "interrupted" and result["steps"] == record["steps"]
     assert (run / "checkpoints" / f"step_{record['steps']:08d}" / "state.json").exists()
     assert (run / "model" / "config.json").exists()
-    assert "a second Ctrl-C leaves at once and loses the steps" in (run / "log.txt").read_text("utf-8")
+    assert "a second Ctrl-C or SIGTERM leaves at once and loses the steps" in (run / "log.txt").read_text("utf-8")
 
 
 def test_a_second_signal_leaves_at_once_and_what_was_saved_before_stays(tmp_path):

@@ -1,8 +1,7 @@
 """A VQ-VAE training step in plain PyTorch with the quantizer of vector-quantize-pytorch: what kvq's is measured against.
 
-Of `quantizer.kind` "vector" its learnable codebook, without moving averages and rotation: one weight pulls latents and codes alike
-there, so that both get 1 + beta; the loss is that of the paper, its share for the latents is larger. Of "ema_vector" its moving
-averages, with or without rotation.
+Of `quantizer.kind` "vector" its learnable codebook, without moving averages: one weight pulls latents and codes alike there, so
+that both get 1 + beta; the loss is that of the paper, its share for the latents is larger. Of "ema_vector" its moving averages.
 """
 
 import copy

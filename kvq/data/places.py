@@ -21,6 +21,8 @@ HOLD_OUT = 20
 SYSTEM = Path("/usr/share/datasets")
 # Known names that are folders of photographs; the others are arrays.
 PHOTOGRAPHS = {"mscoco"}
+# All others have three channels.
+GREY = {"fashion_mnist_mini", "fashion_mnist", "mnist"}
 # Each known name, and how its files can be had where kvq finds none.
 KNOWN = {
     "fashion_mnist_mini": "It comes with kvq: install kvq anew.",
