@@ -10,15 +10,18 @@ from . import options, output
 from .computing import computing
 from .progress import choose_progress
 
+SPLIT = "train"
+
 
 def codebook(
     model: options.Model,
     backend: options.Backend = None,
     data: options.Data = None,
-    split: Annotated[str, typer.Option(help="Which part of the data: train, test or all.")] = "train",
+    split: Annotated[str, typer.Option(help="Which part of the data: train, test or all.")] = SPLIT,
     images: Annotated[int | None, typer.Option(min=1, help="Only the first N. Default: all.")] = None,
     atlas: Annotated[
-        Path | None, typer.Option(help="A PNG of the most and least used codes. Default: codebook.png in a run folder.")
+        Path | None,
+        typer.Option(help="A PNG of the most and least used codes. Default: codebook.png in a run, of all training images."),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Write a model without the codes that the images leave unused.")] = False,
     out: Annotated[Path | None, typer.Option(help="With --prune: the new model folder.")] = None,
@@ -32,7 +35,7 @@ def codebook(
         raise typer.BadParameter("--prune and --out MODEL are given together.")
     if prune and atlas is not None:
         raise typer.BadParameter("--prune draws no --atlas. Draw it in a call of its own, before or after.")
-    if atlas is None and not prune:
+    if atlas is None and not prune and (data, split, images) == (None, SPLIT, None):
         atlas = _atlas_of(model)
     with computing(backend):
         from kvq.codebook_use import codebook

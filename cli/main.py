@@ -3,6 +3,7 @@
 Heavy imports (Keras, Grain, a backend) happen inside the commands, so that `kvq --help` is quick and `--backend` has its say.
 """
 
+import inspect
 import sys
 from typing import Annotated, Any
 
@@ -48,6 +49,11 @@ def _harmless(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text)
 
 
+def _paragraphs(command: Any) -> str:
+    """The help of a command, a line for each paragraph: Typer breaks lines to the terminal's width, and keeps those that were."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         print(f"kvq {__version__}")
@@ -66,3 +72,6 @@ for command in (train, evaluate, reconstruct, encode, decode, codebook, report, 
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(tokens, name="tokens")
+for group in (app, data, tokens):
+    for registered in group.registered_commands:
+        registered.help = _paragraphs(registered.callback)

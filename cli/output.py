@@ -80,7 +80,8 @@ def number(value: Any) -> str:
         return {None: "-", True: "yes", False: "no"}[value]
     if not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    # Of a large one that would be an exponent.
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def plain(value: Any) -> Any:

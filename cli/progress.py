@@ -8,12 +8,9 @@ import sys
 import time
 from typing import Any
 
-from kvq.progress import Progress
+from kvq.progress import NOT_TERMS, Progress
 
 from .output import number, say
-
-# What a record holds beside the loss and its terms.
-NOT_TERMS = {"step", "split", "loss", "psnr", "ssim", "usage", "perplexity", "images_per_second", "input_wait"}
 
 
 def choose_progress(unit: str = "step") -> Progress:
@@ -99,12 +96,12 @@ class LiveProgress(Progress):
             expand=True,
         )
         self.task = self.display.add_task("", total=total_steps, completed=first_step)
-        self.moved = 0.0
+        self.moved, self.total = 0.0, total_steps
         self.display.start()
 
     def step(self, step: int) -> None:
         now = time.monotonic()
-        if now - self.moved >= self.PERIOD:
+        if now - self.moved >= self.PERIOD or step >= self.total:
             self.moved = now
             self.display.update(self.task, completed=step)
 

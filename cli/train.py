@@ -51,7 +51,7 @@ def train(
         with computing(backend):
             from kvq.training import describe
 
-            description = describe(run_config, data=data)
+            description = describe(run_config, data=data, validation_data=validation_data)
         if json:
             output.print_json(description)
         else:

@@ -56,7 +56,7 @@ _HOME = {
 }
 __all__ = [*sorted(_HOME), "__version__"]
 # What imports no Keras, and works where no backend is installed.
-_WITHOUT_KERAS = {"config", "errors", "diagnosis"}
+_WITHOUT_KERAS = {"config", "errors", "diagnosis", "run_report", "timing", "tokens.migration"}
 
 
 def __getattr__(name: str) -> Any:

@@ -209,7 +209,9 @@ def model_folder(path: str | Path) -> Path:
         if (path / "model").is_symlink():
             raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")
         if not (path / "model").exists():
-            raise ArtifactError(f"{path} has no model yet: it is written at the end of a run.")
+            raise ArtifactError(
+                f"{path} has no model yet: it is written at the end of a run. `kvq train {path} --resume` goes on."
+            )
         return path / "model"
     return path
 

@@ -70,6 +70,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether something lies in a folder, if it is there, other than hidden files such as a file manager leaves."""
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 def flush(path: Path) -> None:
     """Waits until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """Files of a data set that could not be used: named once each in the run folder; where there are too many, the run ends."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import keras
@@ -10,7 +11,7 @@ from kvq.data.skipped import read_names, to_lines, written
 from kvq.errors import DataError
 from kvq.run import Run
 
-SEEN_AT_LEAST = 100  # files, before a fraction of them means something
+SEEN_AT_LEAST = 100  # drawn, before a fraction of them means something
 
 
 class BadFiles:
@@ -63,5 +64,7 @@ class BadFiles:
     def act(self, model: keras.Model, step: int) -> None:
         raise DataError(
             f"{len(self.bad)} of {min(self.seen, self.count)} files cannot be used, more than data.max_bad_fraction = "
-            f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more."
+            f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by "
+            f"--set data.max_bad_fraction={math.ceil(20 * self.fraction) / 10:g}. Then --resume goes on, and --overwrite "
+            "starts again where there is no checkpoint yet."
         )

@@ -143,7 +143,9 @@ class Validate:
             measured = measure(model, self.batches())
         losses = measured.pop("losses")
         kept = {name: measured[name] for name in ("psnr", "ssim", "usage", "perplexity", "images_per_second")}
-        self.last = {"step": step, "split": "validation", "loss": sum(losses.values()), **losses, **kept}
+        # A sum without the terms that only a batch has would lie below that of training images for no other reason.
+        whole = {"loss": sum(losses.values())} if {*model.quantizer.loss_names} <= {*losses} else {}
+        self.last = {"step": step, "split": "validation", **whole, **losses, **kept}
         self.run.append_metrics(self.last)
         for watcher in self.watchers:
             watcher.log(self.last)

@@ -57,7 +57,7 @@ def save_checkpoint(
     with new_folder(folder) as temporary:
         write_bytes(temporary / "state.safetensors", content)
         write_text(temporary / "state.json", json.dumps(description, indent=2) + "\n")
-    _remove_old(run, keep)
+    _remove_old(run, keep, step)
     return folder
 
 
@@ -87,7 +87,9 @@ def newest_checkpoint(run: Run) -> Checkpoint:
 
 
 def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]) -> Checkpoint:
-    """Puts the newest checkpoint that is whole into a compiled model.
+    """Puts the newest checkpoint that is whole into a compiled model, and removes what was left of one that was being written.
+
+    The run is this process', which holds its lock.
 
     Args:
         note: Told of every checkpoint that was passed over because it is broken, and of sums of metrics that were left out.
@@ -95,6 +97,8 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
     Raises:
         RunError: If there is none, or the newest is of another model or of a newer kvq.
     """
+    for unfinished in run.checkpoints.glob(".step_*"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     model.optimizer.build(model.trainable_variables)
     variables = dict(_state(model))
     kinds = {name: (tuple(variable.shape), _is_float(variable.dtype)) for name, variable in variables.items()}
@@ -188,8 +192,9 @@ def _none_whole(run: Run) -> RunError:
     return RunError(f"{run.checkpoints} holds no whole checkpoint to resume from. Give --overwrite to start again.")
 
 
-def _remove_old(run: Run, keep: int) -> None:
-    newest = _folders(run)[::-1]
+def _remove_old(run: Run, keep: int, step: int) -> None:
+    """All up to `step` but the newest and the best. Later ones are those that a run did not go on from, being broken."""
+    newest = [folder for folder in _folders(run)[::-1] if _step(folder) <= step]
     measured = [(psnr, folder) for folder in newest if (psnr := _validation_psnr(folder)) is not None]
     best = [max(measured)[1]] if measured else []
     for folder in newest:

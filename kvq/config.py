@@ -79,7 +79,7 @@ class CodebookConfig(Section):
     Codes start where `initialise` puts them on the first latents: kmeans, latents (a random choice), or none, which leaves them
     as they were drawn. A code is dead where it is used less than `dead_below` times as often as the mean code. Dead codes are
     replaced every `replace_dead_every` steps (0: never), in the first `replace_until` of the steps. A `frozen` quantizer does not
-    move at all.
+    move once its codes are placed.
     """
 
     initialise: Literal["kmeans", "latents", "none"] = "kmeans"
@@ -193,7 +193,15 @@ def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunCo
     for override in overrides:
         _assign(values, override)
     _check_integers(values, origin)
-    return check(RunConfig, values, origin)
+    try:
+        return check(RunConfig, values, origin)
+    except ConfigError as error:
+        kinds = {override.partition("=")[0].strip() for override in overrides} & {"model.network", "quantizer.kind"}
+        if not kinds or not any(mistake in str(error) for mistake in ("there is no such key", "is missing")):
+            raise
+        section, _, key = kinds.pop().partition(".")
+        way_out = f"Another {key} has other keys: give the section whole, as --set '{section}={{{key}=\"...\", ...}}'."
+        raise ConfigError(f"{error}\n{way_out}") from None
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
@@ -213,6 +221,10 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
         pass
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {(isinstance(error, OSError) and error.strerror) or error}.") from None
+    if folder:
+        raise ConfigError(
+            f"{path.parent} is a folder without config.toml. To train on images in it: kvq train CONFIG --data {path.parent}"
+        )
     raise ConfigError(
         f"There is no configuration {str(name_or_path)!r}{nearest(str(name_or_path), names)}. "
         f"It must be one of {', '.join(names)}, a TOML file, or a run folder with its config.toml."

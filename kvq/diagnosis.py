@@ -56,12 +56,7 @@ def doctor() -> dict[str, Any]:
 
 def probe(name: str) -> dict[str, Any]:
     """Ask a backend about its devices, in a process of its own: three backends in one process get in each other's way."""
-    environment = {
-        **os.environ,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        # The same modules as here, from wherever this process has them.
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
+    environment = backends.process_environment(name)
     command = [sys.executable, "-P", "-c", PROBE, name]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)

@@ -37,7 +37,7 @@ def evaluate(
 
     Args:
         path: Run folder or model folder.
-        data: Known name, file or folder; without it, the data set that the model was trained on.
+        data: Known name, file or folder; without it, the images that the model was trained or, as test images, validated on.
         split: Of the data: train, test or all.
         images: How many at most, from the first on.
         batch_size: How many go through the model at once. The result does not depend on it.
@@ -55,11 +55,10 @@ def evaluate(
     tokenizer = Tokenizer.load(path)
     config = tokenizer.config
     collection = Images(path, config, data, split, images, batch_size)
-    if progress:
-        progress.start(len(collection), 0)
+    progress = progress or Progress()
+    progress.start(len(collection), 0)
     result = measure(tokenizer.model, collection, progress)
-    if progress:
-        progress.stop()
+    progress.stop()
     return {
         **result,
         "data": collection.source.name,
@@ -112,13 +111,14 @@ def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None
     Args:
         path: Run folder or model folder.
         config: What its artifact says.
-        data: Known name, file or folder; without it, the data set that the model was trained on.
+        data: Known name, file or folder; without it, the images that the model was trained or, as test images, validated on.
         split: Of the data: train, test or all.
 
     Raises:
         DataError: If there are none, or they do not fit the model.
     """
-    source = open_source(str(data) if data is not None else trained_on(path, config.data.name), split)
+    place, listing = trained_on(path, config.data.name, split) if data is None else (str(data), None)
+    source = open_source(place, split, listing=listing)
     check_images(source, config.images.crop, config.images.pad, config.images.resize)
     if source.channels != config.images.channels:
         takes = "1 channel" if config.images.channels == 1 else f"{config.images.channels} channels"
@@ -165,8 +165,10 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
     }
 
 
-def trained_on(path: str | Path, name: str) -> str:
-    """The source of the run that a model lies in, which may be a path; else the known name that the model carries.
+def trained_on(path: str | Path, name: str, split: str) -> tuple[str, Path | None]:
+    """Where the run that a model lies in had images of a split from, and its list of them; else the known name that it carries.
+
+    With the list, files that came later are not taken for held-out ones, nor do they move the border between the splits.
 
     Raises:
         DataError: If that is no known name: what a model says is not taken for a path.
@@ -175,7 +177,9 @@ def trained_on(path: str | Path, name: str) -> str:
 
     run = Run(artifact.model_folder(path).parent)
     if run.exists:
-        return run.config.data.source
+        data = run.config.data
+        test = split == "test"
+        return (test and data.validation) or data.source, run.listing_file("validation" if test else "train")
     if name not in KNOWN:
         raise DataError(f"{path} was trained on {name!r}, which kvq does not know by name. Give --data, the images' place.")
-    return name
+    return name, None

@@ -8,7 +8,6 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from kvq import artifact
 from kvq.codebook_use import CodeUse, perplexity
 from kvq.errors import DataError
 from kvq.evaluation import Images
@@ -16,7 +15,6 @@ from kvq.findings import findings, rms
 from kvq.ops import rescale
 from kvq.progress import Progress
 from kvq.quantizers.codebook_quantizer import CodebookQuantizer
-from kvq.run import Run
 from kvq.tokenizer import Tokenizer
 
 IMAGES = 512  # of each split: enough for means, and a minute on a CPU
@@ -111,9 +109,8 @@ def diagnose(
         ArtifactError, DataError: If the model or the images cannot be had.
     """
     tokenizer, progress = Tokenizer.load(path), progress or Progress()
-    place = data if data is not None else _validated_on(path)
     # Both are opened first: that one of them cannot be had is found out before anything is computed.
-    splits = [Images(path, tokenizer.config, *each, images, batch_size) for each in ((data, "train"), (place, "test"))]
+    splits = [Images(path, tokenizer.config, data, split, images, batch_size) for split in ("train", "test")]
     train, validation = (SplitUse(tokenizer, collection, progress) for collection in splits)
     codes = _codes(tokenizer)
     measured = _measured(train, validation, codes)
@@ -124,11 +121,6 @@ def diagnose(
         "backend": keras.backend.backend(),
         "weights_sha256": tokenizer.config.weights_sha256,
     }
-
-
-def _validated_on(path: str | Path) -> str | None:
-    run = Run(artifact.model_folder(path).parent)
-    return run.config.data.validation if run.exists else None
 
 
 def _codes(tokenizer: Tokenizer) -> NDArray[np.floating] | None:

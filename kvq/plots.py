@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kvq.progress import NOT_TERMS
+
+# Of the loss, and of its terms.
+COLOURS = ("black", *(f"tab:{name}" for name in ("blue", "orange", "green", "red", "purple", "brown", "pink", "olive", "cyan")))
 SMALLEST_TILE = 64  # pixels; smaller images are enlarged by a whole factor, so that their pixels stay visible
 
 
@@ -35,6 +39,8 @@ def image_grid(images: np.ndarray, reconstruction: np.ndarray, columns: int = 8)
 def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
     """Loss and its terms, and the health of the codebook, against the step, as a PNG.
 
+    The axis of the loss is logarithmic unless a term is not above zero.
+
     Args:
         records: Lines of metrics.jsonl.
         path: To write.
@@ -45,11 +51,13 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
     splits = {split: [r for r in records if r.get("split") == split] for split in ("train", "validation")}
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, codes = figure.subplots(1, 2)
-    names = ["loss", *(name for name in ("reconstruction", "codebook", "commitment") if any(name in r for r in records))]
-    for name, color in zip(names, ("black", "tab:blue", "tab:orange", "tab:green"), strict=False):
+    shown = [*splits["train"], *splits["validation"]]
+    names = dict.fromkeys(name for record in shown for name in record if name not in NOT_TERMS)
+    for name, color in zip(["loss", *names], COLOURS, strict=False):
         _curve(losses, splits["train"], name, color=color, label=name)
         _curve(losses, splits["validation"], name, color=color, linestyle="", marker="o", markersize=3)
-    losses.set(yscale="log", xlabel="step", title="Loss on [-1, 1] images (dots: validation)")
+    positive = all(min(line.get_ydata(), default=1) > 0 for line in losses.lines)
+    losses.set(xlabel="step", title="Loss on [-1, 1] images (dots: validation)", yscale="log" if positive else "linear")
     if losses.lines:
         losses.legend()
     _curve(codes, splits["train"], "perplexity", color="tab:purple", label="perplexity (codes)")

@@ -6,6 +6,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# What a record of metrics.jsonl holds beside the terms of the loss.
+NOT_TERMS = {"step", "split", "loss", "psnr", "ssim", "usage", "perplexity", "images_per_second", "input_wait"}
+
+
 class Progress:
     """Told what happens as it happens. Every method does nothing here; a watcher overrides what it cares about."""
 

@@ -17,14 +17,14 @@ def reconstruct(path: str | Path, images: Sequence[str | Path], out: str | Path)
     Args:
         path: Run folder or model folder.
         images: Image files, of any size.
-        out: Folder to write `NAME.png` into, made if it is not there.
+        out: Folder to write `NAME.png` into, made if it is not there; not one that an image lies in.
 
     Returns:
         The files written, in the order of `images`.
 
     Raises:
-        ArtifactError, DataError, RunError: If the model is broken, an image cannot be read, or the folder not written. All
-            images are read before the first is written.
+        ArtifactError, DataError, RunError: If the model is broken, an image cannot be read, or the folder not written or one
+            that an image lies in. All images are read before the first is written.
     """
     tokenizer = Tokenizer.load(path)
     files = [Path(image) for image in images]
@@ -35,6 +35,8 @@ def reconstruct(path: str | Path, images: Sequence[str | Path], out: str | Path)
     for file in files:
         if not file.is_file():
             raise DataError(f"{file} is {'a folder' if file.is_dir() else 'not there'}. Give image files, such as FOLDER/*.jpg.")
+        if file.parent.resolve() == Path(out).resolve():
+            raise RunError(f"{out} holds {file.name} itself, which {file.stem}.png could replace. Give another --out.")
         decode_image(file)
     out, written = Path(out), []
     try:

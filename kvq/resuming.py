@@ -28,6 +28,9 @@ FREE = {
     "codebook.replace_dead_every",
     "codebook.dead_below",
     "codebook.replace_until",
+    # Where images lie, not which they are: `kvq.run_images.check_unchanged` looks at that.
+    "data.source",
+    "data.validation",
     "data.max_bad_fraction",
     "data.validation_images",
     "checkpoint.every_steps",

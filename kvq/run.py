@@ -49,7 +49,8 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        return self.record_file.exists()
+        # Both: other programs write a run.json, too, and what is a run may be overwritten.
+        return self.record_file.exists() and self.config_file.exists()
 
     @property
     def config(self) -> RunConfig:

@@ -1,5 +1,6 @@
 """The images of a run: opened, checked, and the same when it is resumed."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ NAMES = ("train", "validation")
 
 
 def with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
-    """The configuration with the images that were asked for; absolute paths, so that a run is evaluated from anywhere."""
+    """The configuration with the images that were asked for: known names, or absolute paths, to evaluate a run from anywhere.
+
+    Links are kept: what they lead to may move, or lie elsewhere on another machine.
+    """
     named = {"source": config.data.source, "validation": config.data.validation}
     paths = {key: Path(name) for key, name in named.items() if name and name not in KNOWN}
-    changes = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    changes = {key: os.path.abspath(path) for key, path in paths.items() if path.exists()}
     if data is not None:
-        changes["source"] = str(locate(config.data.source, data).resolve())
+        changes["source"] = str(data) if str(data) in KNOWN else os.path.abspath(locate(config.data.source, data))
     if validation_data is not None:
-        changes["validation"] = str(locate(str(validation_data)).resolve())
+        place = str(validation_data)
+        changes["validation"] = place if place in KNOWN else os.path.abspath(locate(place))
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
@@ -64,8 +69,14 @@ def fingerprints(source: Source, validation: Source) -> dict[str, Any]:
     return {name: fingerprint(images) for name, images in zip(NAMES, (source, validation), strict=True)}
 
 
-def check_unchanged(run: Run, source: Source, validation: Source) -> None:
+def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Source) -> None:
     """Refuses to resume on other images than the run began with, by their names or, of arrays and shards, their contents.
+
+    They may lie elsewhere than they did.
+
+    Args:
+        config: That the run goes on with.
+        source, validation: Its images, with the names of files that the run keeps.
 
     Raises:
         RunError: With what has changed.
@@ -76,10 +87,11 @@ def check_unchanged(run: Run, source: Source, validation: Source) -> None:
     for name, images in zip(NAMES, (source, validation), strict=True):
         now: Source = images
         if isinstance(images, FolderSource):  # opened with the names that the run keeps, so looked through once more
-            now = open_source(run.config.data.source if name == "train" else _validation(run.config), images.split)
-        if name not in before or fingerprint(now) == before[name]:
+            now = open_source(config.data.source if name == "train" else _validation(config), images.split)
+        known = before.get(name)
+        if fingerprint(now) == known:
             continue
-        then = before[name].get("images") if isinstance(before[name], dict) else "unknown"
+        then = known.get("images", "unknown") if isinstance(known, dict) else "unknown"
         what = f"{then} images then, {len(now)} now"
         if isinstance(images, FolderSource) and isinstance(now, FolderSource):
             old, new = set(images.names), set(now.names)

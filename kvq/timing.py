@@ -139,13 +139,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _worker(name: str) -> Iterator[_Worker]:
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": name,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        # The same modules as here, from wherever this process has them.
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
+    environment = backends.process_environment(name)
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         pipe = subprocess.PIPE
         process = subprocess.Popen(

@@ -76,6 +76,8 @@ def train(
         command: Written into run.json.
         progress: Told what happens.
 
+    Ctrl-C or SIGTERM ends training after the step under way, with everything saved, and raises nothing: `status` tells.
+
     Returns:
         `run` (the folder), `status` ("finished" or "interrupted"), `steps`, `metrics` (the last training record).
 
@@ -88,8 +90,9 @@ def train(
     progress = progress or Progress()
     run = Run(out or Path("runs") / name)
     if resume_or_start and run.exists:
-        resume = has_checkpoint(run)
-        overwrite = overwrite or not resume  # stopped before the first one: there is nothing to lose
+        # With neither it was stopped before its first checkpoint: there is nothing to lose.
+        resume = has_checkpoint(run) or run.model.exists()
+        overwrite = overwrite or not resume
     watchers = [progress, TensorBoard(run)] if tensorboard else [progress]
 
     def note(text: str) -> None:
@@ -108,7 +111,7 @@ def train(
         first_step = 0
         if resume:
             if not changed_data:
-                check_unchanged(run, source, validation)
+                check_unchanged(run, config, source, validation)
             checkpoint = restore_checkpoint(run, model, note)
             first_step = checkpoint.step
             if first_step > config.train.steps:
@@ -117,14 +120,18 @@ def train(
                     f"{config.train.steps:,}. To train for less, start another run with --out."
                 )
             run.drop_metrics_after(checkpoint.step)
+            if first_step == config.train.steps:
+                progress.note(f"All {first_step:,} steps were taken before. A larger train.steps goes on from there.")
             if first_step < config.train.steps:
                 record_resumption(run, checkpoint, config, changes, model, note)
         return _train(run, config, model, source, validation, first_step, note, progress, watchers)
 
 
-def describe(config: RunConfig | str | Path, data: str | Path | None = None) -> dict[str, Any]:
+def describe(
+    config: RunConfig | str | Path, data: str | Path | None = None, validation_data: str | Path | None = None
+) -> dict[str, Any]:
     """What a configuration makes, without training: parameters, tokens and bits per image, and the configuration itself."""
-    config = with_data(config if isinstance(config, RunConfig) else load_config(config), data, None)
+    config = with_data(config if isinstance(config, RunConfig) else load_config(config), data, validation_data)
     source, validation = open_images(config)
     model = compiled(config, source.channels)
     tokens = (config.data.crop // config.model.downsampling) ** 2

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("tensor_names", "model", "build", "quantizers"),
     },
     "checkpoint": {"atomic", "errors", "untrusted", "run", "artifact"},
-    "plots": {"run"},
+    "plots": {"progress", "run"},
     "tokenizer": {"errors", "ops", "backends", "artifact", "model"},
     "tokens": {
         "atomic",

@@ -264,6 +264,20 @@ def test_broken_checkpoint_is_passed_over_with_a_note(two_checkpoints, tmp_path,
     assert restore(run, untrained, nothing) == 4
 
 
+def test_what_is_saved_below_a_broken_checkpoint_stays(two_checkpoints, tmp_path, trained, untrained):
+    run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
+    broken = (run.checkpoints / "step_00000004").rename(run.checkpoints / "step_00000009")
+    cut(broken)
+    save(run, trained, 6, keep=1)
+    assert steps(run) == [6, 9] and restore(run, untrained, lambda text: None) == 6
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(two_checkpoints, tmp_path, untrained):
+    run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
+    shutil.copytree(run.checkpoints / "step_00000004", left := run.checkpoints / ".step_00000005.abcd")
+    assert restore(run, untrained, nothing) == 4 and not left.exists()
+
+
 @pytest.mark.parametrize("version", [2, 99, 10**4000])
 def test_checkpoint_of_a_newer_kvq_is_refused_by_name(two_checkpoints, tmp_path, untrained, version):
     """Not passed over: the one before it may be a week older."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -497,9 +498,38 @@ def test_ctrl_c_while_modules_are_imported_is_quiet(monkeypatch, capsys) -> None
             raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "kvq_cli.main", Importing())
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(SystemExit) as ended:
         run()
     assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+COLLECTS_GARBAGE = """
+import gc, os, signal, sys, time, types
+from kvq_cli.__main__ import run
+
+def press(phase, info):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)  # interrupted at once; what that raises is dropped
+
+def work(**_):
+    gc.callbacks.append(press)
+    gc.collect()
+    time.sleep(20)
+    print("nobody stopped it")
+
+sys.modules["kvq_cli.main"] = types.SimpleNamespace(app=work)
+run()
+"""
+
+
+def test_ctrl_c_while_python_collects_garbage_counts() -> None:
+    # JAX, which Keras imports where it is installed, has a function called there.
+    started = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", COLLECTS_GARBAGE], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "interrupted\n")
+    assert time.monotonic() - started < 15
 
 
 def test_dry_run_names_the_images_that_the_run_would_take(tmp_path: Path) -> None:
@@ -508,6 +538,11 @@ def test_dry_run_names_the_images_that_the_run_would_take(tmp_path: Path) -> Non
     result = kvq_in_process("train", "fashion_mnist_mini", "--dry-run", "--data", str(tmp_path / "images.npz"))
     assert tomllib.loads(result.stdout)["data"]["source"] == str(tmp_path / "images.npz")
     assert "# training images: 200" in result.stdout
+    # Those to validate on, too; the training set need not have any then.
+    np.savez(tmp_path / "train.npz", x_train=images)
+    both = ["--data", str(tmp_path / "train.npz"), "--validation-data", str(tmp_path / "images.npz")]
+    result = kvq_in_process("train", "fashion_mnist_mini", "--dry-run", *both)
+    assert result.exit_code == 0 and tomllib.loads(result.stdout)["data"]["validation"] == str(tmp_path / "images.npz")
 
 
 UNKNOWN_MODEL = """

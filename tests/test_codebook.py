@@ -342,9 +342,12 @@ def test_a_run_that_cannot_be_written_is_counted_all_the_same(writable, arrays, 
     folder = tmp_path / "run"
     make_model(folder / "model", {"kind": "vector", "codebook_size": 60})
     (folder / "run.json").write_text("{}")
+    (folder / "config.toml").write_text(load_config("fashion_mnist_mini", [f'data.source="{arrays}"']).to_toml())
     access = os.access  # whose word root does not need
     monkeypatch.setattr(os, "access", lambda path, mode: writable if mode == os.W_OK else access(path, mode))
-    result = run("codebook", folder, "--data", arrays)
+    # The picture in a run is that of all its images.
+    assert run("codebook", folder, "--images", 5).exit_code == 0 and not (folder / "codebook.png").exists()
+    result = run("codebook", folder)
     assert result.exit_code == 0 and "of 60 codes are used" in result.stdout
     assert (folder / "codebook.png").exists() == (str(folder / "codebook.png") in result.stdout) == writable
     assert ("codebook.png is not drawn" in result.stderr) != writable

@@ -263,8 +263,16 @@ def test_unknown_configuration_names_the_nearest(tmp_path):
     assert "no configuration 'fashion_mist' (did you mean 'fashion_mnist'?)" in message and "cifar10" in message
     with pytest.raises(ConfigError, match="no configuration"):
         load_config(tmp_path / "absent.toml")
-    with pytest.raises(ConfigError, match="no configuration"):
-        load_config(tmp_path)  # a folder without config.toml
+    with pytest.raises(ConfigError, match="is a folder without config.toml. .*kvq train CONFIG --data "):
+        load_config(tmp_path)
+
+
+def test_another_kind_with_the_keys_of_this_one_says_how_to_give_its_own():
+    for overrides, way_out in {
+        ("quantizer.kind=finite_scalar",): """--set 'quantizer={kind="...", ...}'""",
+        ("model.hidden=8", "model.network=plain"): """--set 'model={network="...", ...}'""",
+    }.items():
+        assert mistakes(SMALL, *overrides).endswith(f"give the section whole, as {way_out}.")
 
 
 # Overrides.

@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kvq.config import load_config
 from kvq.data import open_source
-from kvq.errors import ArtifactError, DataError
+from kvq.errors import ArtifactError, DataError, RunError
 from kvq.evaluation import evaluate
 from kvq.reconstruction import reconstruct
 from kvq.tokenizer import Tokenizer
@@ -88,6 +88,8 @@ def test_a_reconstruction_has_the_size_of_its_image(run, tmp_path):
 def test_what_fits_the_grid_is_what_the_tokenizer_gives(run, tmp_path):
     image = open_source("fashion_mnist_mini", "test")[3]["image"]
     Image.fromarray(image[:, :, 0]).save(tmp_path / "image.png")
+    with pytest.raises(RunError, match="holds image.png itself, .* Give another --out"):
+        reconstruct(run, [tmp_path / "image.png"], tmp_path)
     (written,) = reconstruct(run, [tmp_path / "image.png"], tmp_path / "out")
     tokenizer = Tokenizer.load(run)
     expected = tokenizer.decode(tokenizer.encode(image[None]))[0, :, :, 0]

@@ -218,6 +218,7 @@ def test_an_earlier_page_does_not_outlive_an_export_that_failed(model, tmp_path,
     out = tmp_path / "out"
     out.mkdir()
     (out / "index.html").write_text("of an earlier export")
+    (out / "report.json").write_text('{"format": "web", "parts": {}}')
     monkeypatch.setitem(EXPORTERS, "web", dataclasses.replace(EXPORTERS["web"], write=lambda part, path: 1 / 0))
     with pytest.raises(ExportError, match="could not be written to web"):
         export(model, "web", out, backend=BACKEND, runtime=stand_in(monkeypatch, tmp_path / "given.tgz"))

@@ -116,7 +116,9 @@ def test_the_example_runs_where_there_is_no_kvq_and_no_keras(exported, run, tmp_
         program = [] if format == "keras" else ["-c", WITHOUT_KVQ]
         file = folder / f"{part}.{EXPORTERS[format].extension}"
         command = [sys.executable, *program, folder / "example.py", file, tmp_path / given, tmp_path / result]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        # Nor has anybody to say which backend is there.
+        environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=environment)
 
     example("encoder", "image.png", "indices.npy")
     indices = np.load(tmp_path / "indices.npy")
@@ -138,6 +140,20 @@ def test_onnx_files_name_their_inputs_and_outputs(exported):
             (given,), (result,) = report["parts"][part]["inputs"], report["parts"][part]["outputs"]
             assert (given["name"], result["name"]) == expected and given["shape"][0] == "batch"
             assert report["parts"][part]["opset"] >= 15
+
+
+def test_files_of_others_are_left_alone(run, tmp_path):
+    (tmp_path / "example.py").write_text("mine")
+    with pytest.raises(KvqError, match="holds files, and no report.json of an export. Give another --out"):
+        export(run, "keras", tmp_path, ["decoder"])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"example.py": "mine"}
+
+
+def test_the_process_of_another_backend_takes_no_module_from_the_working_directory(run, tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise SystemExit('mine was imported')")
+    monkeypatch.chdir(tmp_path)
+    report = writers.in_process_of(keras.backend.backend(), run, "keras", tmp_path / "out", ["decoder"], None)
+    assert report["parts"]["decoder"]["file"]
 
 
 def test_only_the_part_that_was_asked_for_is_written(run, tmp_path):
@@ -173,6 +189,7 @@ def test_a_file_that_says_something_else_is_not_kept_but_the_report_is(run, tmp_
         EXPORTERS, "keras", dataclasses.replace(EXPORTERS["keras"], load=lambda path: Loaded(run_wrongly, [], []))
     )
     (tmp_path / "encoder.keras").write_text("of an earlier export")
+    (tmp_path / "report.json").write_text('{"format": "keras", "parts": {}}')
     with pytest.raises(ExportError, match=message):
         export(run, "keras", tmp_path, ["encoder"])
     assert {path.name for path in tmp_path.iterdir()} == {"example.py", "report.json"}

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from kvq.config import load_config
-from kvq.errors import RunError
+from kvq.errors import DataError, RunError
 from kvq.run import Run
 from kvq.training import train
 
@@ -191,12 +191,14 @@ def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight
 
 def test_resume_or_start_starts_where_there_is_nothing_and_where_nothing_was_saved(tmp_path):
     config = load_config("fashion_mnist_mini", changes(**{"train.steps": 2}))
-    assert train(config, tmp_path / "run", resume_or_start=True)["steps"] == 2
-    for path in (tmp_path / "run" / "checkpoints").iterdir():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-    assert train(config, tmp_path / "run", resume_or_start=True)["steps"] == 2
+    run = tmp_path / "run"
+    assert train(config, run, resume_or_start=True)["steps"] == 2
+    shutil.rmtree(run / "checkpoints")
+    # What it ended with is there: it is not thrown away for want of a checkpoint.
+    with pytest.raises(RunError, match="no whole checkpoint to resume from. Give --overwrite"):
+        train(config, run, resume_or_start=True)
+    shutil.rmtree(run / "model")
+    assert train(config, run, resume_or_start=True)["steps"] == 2
     with pytest.raises(RunError, match="train.batch_size was 16, is 8"):
         train(load_config("fashion_mnist_mini", changes(**{"train.batch_size": 8})), tmp_path / "run", resume_or_start=True)
 
@@ -214,6 +216,14 @@ def test_changed_images_are_refused_with_what_changed(tmp_path):
     with pytest.raises(RunError, match=r"train images .* have changed.*\d are gone \(05.png.*, \d are new.*--changed-data"):
         train(longer, run, resume=True)
     assert train(longer, run, resume=True, changed_data=True)["steps"] == 3
+    # Those that moved are the same.
+    (photos / "99.png").rename(photos / "05.png")
+    kept = Run(run).listing_file("train").read_bytes()
+    moved = photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="No file or folder .*photos.* --data gives the new place"):
+        train(load_config(run, ["train.steps=4"]), run, resume=True)
+    assert train(load_config(run, ["train.steps=4"]), run, resume=True, data=moved)["steps"] == 4
+    assert load_config(run).data.source == str(moved) and Run(run).listing_file("train").read_bytes() == kept
     # Of arrays the contents count.
     arrays = {name: np.zeros((40, 28, 28), np.uint8) for name in ("x_train", "x_test")}
     np.savez(tmp_path / "a.npz", **arrays)

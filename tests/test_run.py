@@ -57,11 +57,12 @@ def test_existing_run_is_replaced_whole_where_asked(run):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folder_of_someone_else_is_refused_and_left_alone(tmp_path, overwrite):
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("name", ["thesis.tex", "run.json"])
+def test_folder_of_someone_else_is_refused_and_left_alone(tmp_path, overwrite, name):
+    (tmp_path / name).write_text("years of work")
     with pytest.raises(RunError, match="exists and is not a run folder. Give another --out."):
         Run(tmp_path).create(CONFIG, {}, overwrite)
-    assert tree(tmp_path) == {"thesis.tex": b"years of work"}
+    assert tree(tmp_path) == {name: b"years of work"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -398,9 +398,10 @@ def test_as_many_names_as_images(folder, content):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(TokensError, match="is not a token data set: it has no file tokens.json"):
-            TokenSource(folder)
+    with pytest.raises(TokensError, match="is not a token data set: it has no file tokens.json"):
+        TokenSource(tmp_path)
+    with pytest.raises(TokensError, match="There is no .*nothing. Give a folder that `kvq encode` wrote."):
+        TokenSource(tmp_path / "nothing")
 
 
 def test_a_broken_plan_is_refused(tmp_path):

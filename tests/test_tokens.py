@@ -1,6 +1,7 @@
 """What `kvq encode` and `kvq decode` promise: the same bytes however the work was cut, and a set that says what it is."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -350,6 +351,24 @@ def test_decoded_images_are_those_of_the_tokenizer_under_the_names_of_their_sour
             # Convolutions of other batch sizes may round differently.
             assert np.abs(np.asarray(written).astype(int) - image).max() <= 1
     assert sum(path.is_file() for path in (tmp_path / "png").rglob("*")) == 42
+
+
+def test_images_are_decoded_into_a_folder_of_their_own(model, photos, tmp_path):
+    encode(model, photos, tmp_path / "set", split="all")
+    originals = shutil.copytree(photos, tmp_path / "photos")
+    before = {path: path.read_bytes() for path in originals.rglob("*") if path.is_file()}
+    with pytest.raises(TokensError, match="holds files, .* Give another --out, a new folder"):
+        decode(model, tmp_path / "set", originals)
+    assert {path: path.read_bytes() for path in originals.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1. Received: -1"):
+        decode(model, tmp_path / "set", tmp_path / "png", batch_size=-1)
+
+
+def test_a_bad_file_whose_name_is_not_utf_8_is_named_all_the_same(model, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no image")
+    assert encode(model, folder, tmp_path / "set", split="all")["skipped"] == 4
+    assert "bad\\\\xe9.png" in (tmp_path / "set" / "skipped.txt").read_text()
 
 
 def test_arrays_are_decoded_under_their_numbers_in_grey(grey, arrays, tmp_path):

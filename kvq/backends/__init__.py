@@ -248,6 +248,16 @@ def tf32(name: str) -> bool:
     return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
+def process_environment(name: str) -> dict[str, str]:
+    """The variables of another Python process, which `-P` must start, for it to run this backend with the same modules."""
+    return {
+        **os.environ,
+        "KERAS_BACKEND": name,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+
+
 def cpus() -> int:
     """The CPUs that this process may use, which in a container are often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):

@@ -44,7 +44,8 @@ def inspect(
 
     Args:
         path: What `kvq train --data` takes.
-        sheet: File to write a contact sheet to, a PNG of up to 80 images at equal distances through the collection.
+        sheet: File to write a contact sheet to, a PNG of up to 80 images at equal distances through the collection; not among
+            them.
         threads: Images decoded at the same time.
         on_progress: Told how many images are done, and of how many.
 
@@ -54,9 +55,12 @@ def inspect(
         channel, of all pixels in [-1, 1], the range in which the loss lives), `bad` (name and reason of each), and `sheet`.
 
     Raises:
-        DataError: If nothing is there, a shard is not what its checksum says, or no image can be decoded.
+        DataError: If nothing is there, a shard is not what its checksum says, no image can be decoded, or `sheet` is no place
+            for it.
     """
     place = locate(str(path))
+    if sheet is not None:
+        _check_sheet(Path(sheet), place)
     kind = recognise(place)
     offered = splits_of(place, kind)
     if kind == "shards":
@@ -96,6 +100,13 @@ def inspect(
         "bad": bad,
         "sheet": None if sheet is None else str(sheet),
     }
+
+
+def _check_sheet(sheet: Path, place: Path) -> None:
+    if sheet.suffix.lower() != ".png":
+        raise DataError(f"The contact sheet is a PNG. Received: {sheet}. Give a --sheet that ends in .png.")
+    if place.is_dir() and sheet.resolve().is_relative_to(place.resolve()):
+        raise DataError(f"{sheet} would lie among the images of {place}, and be one of them. Give another --sheet.")
 
 
 def _jobs(sources: list[Any], shown: set[int]) -> Iterator[Callable[[], _Seen]]:

@@ -149,7 +149,7 @@ def _recognised(path: Path) -> Path:
     if not os.path.exists(path):
         near = difflib.get_close_matches(str(path), KNOWN, n=1)
         hint = f"Did you mean `{near[0]}`?" if near else f"Known names: {', '.join(KNOWN)}."
-        raise DataError(f"No file or folder {path}. {hint}")
+        raise DataError(f"No file or folder {path}. {hint} Of images that were moved, --data gives the new place.")
     if os.path.isfile(path) and path.suffix != ".npz":
         raise DataError(f"A data file must be an .npz. Received: {path}. Name the folder that IDX files or images lie in.")
     if recognise(path) is None:

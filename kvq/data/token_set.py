@@ -120,6 +120,8 @@ def read_token_set(folder: Path) -> TokenSet:
         TokensError: If not.
     """
     path = folder / MANIFEST
+    if not folder.exists():
+        raise TokensError(f"There is no {folder}. Give a folder that `kvq encode` wrote.")
     if not path.exists() and (folder / PLAN).exists():
         raise TokensError(f"{folder} is not complete yet: {MANIFEST} is missing. Run the same `kvq encode` again; it goes on.")
     if path.is_symlink() or not path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvq import __version__, artifact, backends
-from kvq.atomic import write_text
+from kvq.atomic import holds_files, write_text
 from kvq.errors import ExportError, KvqError
 from kvq.exporters import keras_file, litert, onnx, openvino, saved_model, stablehlo, torch_program, web
 from kvq.exporters.check import compare, make_samples
@@ -48,7 +48,8 @@ def export(
     Args:
         path: Run folder or model folder, trained on any backend.
         format: A key of `EXPORTERS`.
-        out: Folder for `encoder`, `decoder` and `autoencoder` with the format's extension, `report.json` and `example.py`.
+        out: Folder for `encoder`, `decoder` and `autoencoder` with the format's extension, `report.json` and `example.py`: new,
+            empty, or of an earlier export to this format.
         parts: Which of them. Default: all. The format `web` is a whole, of a page and what it needs, and leaves no choice.
         backend: To write with, where the format leaves a choice. Default: what suits the format best of what is installed.
         runtime: The file with the runtime that goes into the folder, of the format `web` alone. Default: fetched once.
@@ -92,6 +93,8 @@ def export(
     except OSError as error:
         raise KvqError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
     earlier = _earlier_report(out, format)
+    if not earlier and holds_files(out):
+        raise KvqError(f"{out} holds files, and no {REPORT} of an export. Give another --out, a new folder.")
     of_this_model = bool(earlier) and earlier.get("weights_sha256") == config.weights_sha256
     others = [] if of_this_model else [name for name in earlier.get("parts", {}) if name not in wanted]
     if others:
@@ -121,6 +124,7 @@ def export(
         samples = make_samples(tokenizer, images, free)
     if bundle:
         _remove(out / bundle.entry)
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
     write_text(out / "example.py", example(exporter, config))
     for name, part in build_parts(tokenizer).items():
         if name not in wanted:

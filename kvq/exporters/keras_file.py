@@ -1,4 +1,4 @@
-"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `import kvq.build` (its classes)."""
+"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `from kvq import VQVAE, build` (its classes)."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ EXPORTER = Exporter(
     write=_write,
     load=_load,
     example=(
-        "import keras\nimport kvq.build  # the classes in the file",
+        "from kvq import VQVAE, build  # takes a backend that is installed; the classes in the file\nimport keras",
         "model = keras.saving.load_model(file)\n"
         "(name,) = model.input\n"
         "(output,) = model.predict_on_batch({name: array}).values()",

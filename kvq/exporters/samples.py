@@ -21,7 +21,8 @@ def sample_images(path: str | Path, config: ArtifactConfig) -> tuple[np.ndarray,
     """
     wanted = config.images
     try:
-        source = open_source(trained_on(path, config.data.name), "test")
+        place, listing = trained_on(path, config.data.name, "test")
+        source = open_source(place, "test", listing=listing)
         transforms = evaluation_transforms(wanted.pad, wanted.crop, wanted.resize)
         images = next(iterate(evaluation_batches(source, transforms, COMPARED), threads=0))["images"]
         if images.shape[-1] == wanted.channels and len(images):

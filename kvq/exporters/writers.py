@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +65,8 @@ def in_process_of(
     """`export` in a process of another backend, without GPUs: one process has one."""
     arguments = [str(path), format, str(out), parts, backend, str(runtime) if runtime else None]
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, json.dumps(arguments)],
-        env={**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        [sys.executable, "-P", "-c", _PROGRAM, json.dumps(arguments)],
+        env={**backends.process_environment(backend), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )

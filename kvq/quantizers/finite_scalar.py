@@ -70,8 +70,9 @@ class _Levels(Quantizer):
 class FiniteScalarQuantizer(_Levels):
     """Each channel bounded by tanh and rounded to one of L_i whole numbers; no codebook, no loss of its own.
 
-    b(z) = h tanh(z + s) - o with h = (L - 1)(1 + 1e-3) / 2, o = 1/2 for even L, else 0, and s = artanh(o / h); the code is
-    round(b) / floor(L / 2), in [-1, 1], and the gradient that of b / floor(L / 2). Even L reach from -1 to 1 - 2 / L.
+    b(z) = h tanh(z + s) - o with h = (L - 1)(1 + m) / 2 and m = min(1e-3, 1 / (2 (L - 1))), o = 1/2 for even L, else 0, and
+    s = artanh(o / h); the code is round(b) / floor(L / 2), in [-1, 1], and the gradient that of b / floor(L / 2). Even L reach
+    from -1 to 1 - 2 / L.
 
     Args:
         levels: L_i of each channel, at least 3; their product is the codebook size. [8, 5, 5, 5] is 1,000 codes, [8, 8, 4] 256.
@@ -87,16 +88,16 @@ class FiniteScalarQuantizer(_Levels):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Source: Mentzer et al. 2023, arXiv:2309.15505, section 3 and listing 1. Differs: 1 + 1e-3 where the listing has 1 - 1e-3,
-    which reaches the same levels, and artanh where it prints tan. vector-quantize-pytorch's `FSQ(levels)` gives the same codes
-    and indices.
+    Source: Mentzer et al. 2023, arXiv:2309.15505, section 3 and listing 1. Differs: 1 + m where the listing has 1 - 1e-3,
+    which reaches the same levels (and of more than 1,001 none beyond), and artanh where it prints tan. vector-quantize-pytorch's
+    `FSQ(levels)` gives the same codes and indices.
     """
 
     fewest = 3
 
     def _bounded(self, latents: Tensor) -> Tensor:
         levels = np.array(self.levels, "float64")
-        half = (levels - 1) * (1 + 1e-3) / 2
+        half = (levels - 1) * (1 + np.minimum(1e-3, 0.5 / (levels - 1))) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
         shift = np.arctanh(offset / half)
         # From 0 on: round(b) + floor(L / 2).

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from PIL import Image
 
+from kvq.atomic import holds_files
 from kvq.data.token_source import TokenSource
 from kvq.errors import TokensError
 from kvq.progress import Progress
@@ -28,7 +29,7 @@ def decode(
     Args:
         path: Run folder or model folder.
         tokens: Folder that `encode` wrote. Every file of it is first compared with its checksum.
-        out: Folder to write to, made if it is not there. `a/b.jpg` becomes `a/b.png`, or `a/b.jpg.png` if there is another `a/b`.
+        out: Folder to write to, new or empty. `a/b.jpg` becomes `a/b.png`, or `a/b.jpg.png` if there is another `a/b`.
         force: Decode tokens of other weights all the same, if their numbers fit.
         batch_size: How many go through the model at once, at least 1.
         progress: Told `start`, `step` and `stop` on the way, in images.
@@ -38,11 +39,17 @@ def decode(
 
     Raises:
         ArtifactError: If the model cannot be had.
-        TokensError: If the set is broken, was made by other weights, or does not fit the model; or `out` cannot be written.
+        TokensError: If the set is broken, was made by other weights, or does not fit the model; or `out` holds something, or
+            cannot be written.
+        ValueError: If `batch_size` is less than 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size}.")
     tokenizer = Tokenizer.load(path)
     source, out = TokenSource(tokens, verify=True), Path(out)
     _check_fits(tokenizer, source, force)
+    if holds_files(out):
+        raise TokensError(f"{out} holds files, of which images could replace some. Give another --out, a new folder.")
     files = png_names([source.name(index) for index in range(len(source))])
     progress, started = progress or Progress(), time.perf_counter()
     progress.start(len(source), 0)

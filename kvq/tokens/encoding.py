@@ -76,6 +76,9 @@ def encode(
     job = Job(Path(path), str(data), source, out, plan)
     try:
         described = shards.begin(out, plan)
+    except OSError as error:
+        raise TokensError(f"{out} cannot be written: {error.strerror or error}. Give another --out.") from error
+    try:
         share = shards.numbers(plan)[part::parts] if described is None else range(0)
         mine, encoded, seconds = _encode_share(engine or LocalEngine(), job, share, progress)
         described = described or shards.join(out, plan)

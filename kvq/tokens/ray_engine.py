@@ -162,7 +162,8 @@ def _installed() -> bool:
 def _place(job: Job) -> tuple[Path, str, str, Path, TokenPlan]:
     """What a worker starts with, in whatever folder it starts."""
     data = job.data if job.data in KNOWN else os.path.abspath(Path(job.data).expanduser())
-    return Path(os.path.abspath(job.model)), data, job.plan.source.split, Path(os.path.abspath(job.out)), job.plan
+    model = Path(os.path.abspath(artifact.model_folder(job.model)))
+    return model, data, job.plan.source.split, Path(os.path.abspath(job.out)), job.plan
 
 
 def _share(cluster: dict[str, float], wanted: int | None, most: int) -> tuple[int, dict[str, float]]:

@@ -6,6 +6,7 @@ notes there writes tokens.json from them. Nothing depends on who wrote which sha
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def write_shard(
         }
         files = {part: what and _write_described(out, f"{part}-{number:05d}.{what[0]}", what[1]) for part, what in parts.items()}
         shard = TokenShard(first=number * plan.shard_size, images=len(tokens), **files)
-    note = Note(shard=shard, skipped=skipped)
+    # JSON has no names that are not UTF-8.
+    shown = [(os.fsencode(name).decode("utf-8", "backslashreplace"), reason) for name, reason in skipped]
+    note = Note(shard=shard, skipped=shown)
     _write(out, _note_file(out, number).name, note.model_dump_json().encode())
     return note
 
