@@ -198,22 +198,30 @@ def load(folder: Path) -> "tuple[VQVAE, ArtifactConfig]":
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder that a path means: itself, the `model/` of a run folder, or one of the `SHIPPED` names."""
+    """The model folder that a path means: itself, the `model/` of a run or a checkpoint, or one of the `SHIPPED` names."""
     path = Path(path)
     # Not `path.exists()`, which raises an OSError where a name is too long.
     if not os.path.exists(path):
         if str(path) in SHIPPED:
             return _TRAINED / path
         raise ArtifactError(f"There is no {path}. Give a run folder, a model folder, or {', '.join(SHIPPED)}.")
-    if os.path.lexists(path / "run.json"):
-        if (path / "model").is_symlink():
-            raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")
-        if not (path / "model").exists():
-            raise ArtifactError(
-                f"{path} has no model yet: it is written at the end of a run. `kvq train {path} --resume` goes on."
-            )
-        return path / "model"
-    return path
+    if not any(os.path.lexists(path / name) for name in ("run.json", "state.json")):
+        return path
+    if (path / "model").is_symlink():
+        raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")
+    if not (path / "model").exists():
+        checkpoints = sorted(path.glob("checkpoints/step_*/model"))
+        newest = f" Its newest checkpoint has one: {checkpoints[-1].parent}" if checkpoints else ""
+        raise ArtifactError(
+            f"{path} has no model yet: it is written at the end of a run. `kvq train {path} --resume` goes on.{newest}"
+        )
+    return path / "model"
+
+
+def run_folder(path: str | Path) -> Path:
+    """The run folder that the model of a path would lie in, itself or as a checkpoint's."""
+    folder = model_folder(path).parent
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def _other_tensor(folder: Path, name: str, described: dict[str, list[int]], expected: dict[str, list[int]]) -> ArtifactError:

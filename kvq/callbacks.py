@@ -4,6 +4,7 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -200,17 +201,28 @@ class SaveCheckpoint:
         every_steps, every_minutes: Whichever comes first; the end of a run always has one, and so has a new best.
         keep: How many of the newest stay, beside the best.
         validate: Whose measurements say which is the best.
+        write_model: Writes the model as it is after a number of steps into a folder.
     """
 
     RETRY = 60.0  # seconds
 
-    def __init__(self, run: Run, config: dict[str, Any], every_steps: int, every_minutes: float, keep: int, validate: Validate):
+    def __init__(
+        self,
+        run: Run,
+        config: dict[str, Any],
+        every_steps: int,
+        every_minutes: float,
+        keep: int,
+        validate: Validate,
+        write_model: Callable[[Path, int], None],
+    ):
         self.run = run
         self.config = config
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep = keep
         self.validate = validate
+        self.write_model = write_model
         self._next = time.monotonic() + 60 * every_minutes
 
     def due(self, step: int, ending: str | None) -> bool:
@@ -220,5 +232,5 @@ class SaveCheckpoint:
     def act(self, model: keras.Model, step: int) -> None:
         measured = self.validate.last.get("psnr") if self.validate.last.get("step") == step else None
         self._next = time.monotonic() + self.RETRY
-        save_checkpoint(self.run, model, step, self.keep, self.config, measured)
+        save_checkpoint(self.run, model, step, self.keep, self.config, measured, lambda folder: self.write_model(folder, step))
         self._next = time.monotonic() + 60 * self.every_minutes

@@ -1,7 +1,8 @@
 """The whole training state on disk, whole or absent: weights, optimizer, seed generators, sums of the metrics, and the step.
 
-A checkpoint is a folder `checkpoints/step_00001000` of `state.safetensors` and `state.json`, written under another name,
-flushed and renamed. Batch k is a function of the seed, k and the files, so the step is also the position in the data.
+A checkpoint is a folder `checkpoints/step_00001000` of `state.safetensors`, `state.json` and `model`, a saved tokenizer like any
+other; it is written under another name, flushed and renamed. Batch k is a function of the seed, k and the files, so the step is
+also the position in the data.
 """
 
 import contextlib
@@ -35,13 +36,20 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 def save_checkpoint(
-    run: Run, model: keras.Model, step: int, keep: int, config: dict[str, Any], validation_psnr: float | None = None
+    run: Run,
+    model: keras.Model,
+    step: int,
+    keep: int,
+    config: dict[str, Any],
+    validation_psnr: float | None = None,
+    write_model: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Saves the state after `step` steps, then removes all but the newest `keep` and the best.
 
     Args:
         config: Of the run, as plain values.
         validation_psnr: In dB, measured at this very step, if it was. The best checkpoint is the one with the highest.
+        write_model: Writes the model of this step into a folder.
     """
     folder = run.checkpoints / f"step_{step:08d}"
     arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable), order="C") for name, variable in _state(model)}
@@ -57,6 +65,7 @@ def save_checkpoint(
     with new_folder(folder) as temporary:
         write_bytes(temporary / "state.safetensors", content)
         write_text(temporary / "state.json", json.dumps(description, indent=2) + "\n")
+        write_model(temporary / "model")
     _remove_old(run, keep, step)
     return folder
 

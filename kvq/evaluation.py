@@ -175,7 +175,7 @@ def trained_on(path: str | Path, name: str, split: str) -> tuple[str, Path | Non
     """
     from kvq.run import Run
 
-    run = Run(artifact.model_folder(path).parent)
+    run = Run(artifact.run_folder(path))
     if run.exists:
         data = run.config.data
         test = split == "test"

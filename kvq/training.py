@@ -166,6 +166,10 @@ def _train(
     bad = BadFiles(run, len(source), data.max_bad_fraction)
     inputs = TimedInputs(bad.watch(iterate(batches, start=first_step)), hashed=train.log_batches)
 
+    def write_model(folder: Path, step: int) -> None:
+        with averaged(model):
+            artifact.save(model, config, source.channels, source.name, source.split, step, folder)
+
     with stop_signals() as stop, _status_on_error(run):
         samples = {
             name: first_images(bad.name(iterate(evaluation_batches(images, cropped, SAMPLED), threads=0)), images)
@@ -190,7 +194,15 @@ def _train(
             between.actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, train.seed, note))
         between.actions += [
             DrawSamples(run, samples, train.sample_every, watchers),
-            SaveCheckpoint(run, config.model_dump(), checkpoint.every_steps, checkpoint.every_minutes, checkpoint.keep, validate),
+            SaveCheckpoint(
+                run,
+                config.model_dump(),
+                checkpoint.every_steps,
+                checkpoint.every_minutes,
+                checkpoint.keep,
+                validate,
+                write_model,
+            ),
         ]
         if first_step < train.steps:
             progress.start(train.steps, first_step)
@@ -198,8 +210,7 @@ def _train(
                 model.fit(
                     inputs.images(), steps_per_epoch=train.steps - first_step, shuffle=False, verbose=0, callbacks=[between]
                 )
-        with averaged(model):
-            artifact.save(model, config, source.channels, source.name, source.split, between.step, run.model)
+        write_model(run.model, between.step)
         progress.stop()
     status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=now())

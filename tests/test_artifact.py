@@ -257,5 +257,11 @@ def test_a_run_folder_means_its_model(saved, tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ArtifactError, match="has no model yet"):
         artifact.model_folder(tmp_path)
+    shutil.copytree(saved, tmp_path / "checkpoints" / "step_00000010" / "model")
+    (tmp_path / "checkpoints" / "step_00000010" / "state.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="Its newest checkpoint has one: .*step_00000010"):
+        artifact.model_folder(tmp_path)
+    newest = tmp_path / "checkpoints" / "step_00000010"
+    assert artifact.model_folder(newest) == newest / "model" and artifact.run_folder(newest) == tmp_path
     shutil.copytree(saved, tmp_path / "model")
-    assert artifact.model_folder(tmp_path) == tmp_path / "model"
+    assert artifact.model_folder(tmp_path) == tmp_path / "model" and artifact.run_folder(tmp_path) == tmp_path

@@ -420,6 +420,21 @@ def test_live_display_fits_the_terminal(width: int) -> None:
     assert "A note." in console.file.getvalue()
 
 
+def test_the_bar_reaches_its_end(monkeypatch) -> None:
+    progress = LiveProgress("image")
+    progress.console = Console(file=io.StringIO(), force_terminal=True)
+    progress.start(100, 0)
+    for image in range(1, 101):  # within one period
+        progress.step(image)
+    assert progress.display.tasks[0].completed == 100
+    progress.stop()
+
+
+def test_figures_have_no_exponents() -> None:
+    figures = {12345.6: "12,346", 36864.0: "36,864", 999.96: "1000", 0.012345: "0.01235", 1500: "1,500", -2500.4: "-2,500"}
+    assert {value: output.number(value) for value in figures} == figures
+
+
 # Cells of a length that no terminal of 40 columns has room for.
 CELLS = [("losses.a_term_of_the_loss_with_a_long_name", "short"), ("weights_sha256", "0123456789abcdef" * 8), ("[b]:fire:", "x")]
 

@@ -65,6 +65,33 @@ def test_a_model_folder_does_as_well_as_a_run_folder(run):
     assert evaluate(run / "model", images=2)["psnr"] == evaluate(run, images=2)["psnr"]
 
 
+def test_a_run_is_measured_on_the_files_that_it_held_out(tmp_path):
+    rng, photos, run = np.random.default_rng(0), tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for number in range(42):
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(photos / f"{number + 10}.png")
+    small = [f'data.source="{photos}"', "data.pad=0", "train.steps=1", "train.batch_size=8", "model.latent_dim=8"]
+    train(load_config("fashion_mnist_mini", small), run)
+    before = evaluate(run)
+    assert before["images"] == 3
+    # As the first of them all it would be held out, and make training images of those that were.
+    Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(photos / "00.png")
+    assert evaluate(run)["mse"] == before["mse"]
+    assert evaluate(run, photos)["mse"] != before["mse"]
+
+
+def test_a_run_with_images_of_its_own_for_validation_is_measured_on_them(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    np.savez(tmp_path / "train.npz", x_train=images)
+    np.savez(tmp_path / "other.npz", x_test=images[:7])
+    small = ["train.steps=1", "train.batch_size=8", "model.latent_dim=8"]
+    config = load_config("fashion_mnist_mini", small)
+    train(config, tmp_path / "run", data=tmp_path / "train.npz", validation_data=tmp_path / "other.npz")
+    measured = evaluate(tmp_path / "run")
+    assert (measured["images"], measured["data"]) == (7, "other")
+    assert evaluate(tmp_path / "run", split="train")["data"] == "train"
+
+
 def test_images_that_do_not_fit_are_refused(run, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "colour.png")
     with pytest.raises(DataError, match="of 1 channel. Received: 3"):

@@ -167,7 +167,7 @@ def test_a_failed_checkpoint_is_tried_again_soon(tmp_path, monkeypatch):
         def due(self, step, ending):
             return False
 
-    action = SaveCheckpoint(Run(tmp_path), {}, 10, 1000.0, 2, Validate())
+    action = SaveCheckpoint(Run(tmp_path), {}, 10, 1000.0, 2, Validate(), lambda folder, step: None)
     monkeypatch.setattr(kvq.callbacks, "save_checkpoint", no_space)
     with pytest.raises(OSError):
         action.act(None, 10)

@@ -343,7 +343,7 @@ def read_run(run, images):
     with harmless():
         assert run.config
     with harmless():
-        check_unchanged(run, images, images)
+        check_unchanged(run, CONFIG, images, images)
     with harmless():
         run.update_record(status="running")
     with harmless():

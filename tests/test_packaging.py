@@ -102,6 +102,14 @@ def test_whoever_chose_no_backend_gets_one_that_is_installed(use: str, tmp_path:
     assert process.stdout.strip() == backends.default(), process.stderr
 
 
+@pytest.mark.parametrize("name", ["benchmark", "doctor", "load_config", "migrate", "report"])
+def test_what_computes_nothing_needs_no_backend(name: str) -> None:
+    code = f"import sys, kvq, kvq.backends; kvq.backends.installed = lambda: []; kvq.{name}; print('keras' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    process = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+    assert process.stdout.strip() == "False", process.stderr
+
+
 @pytest.mark.parametrize("name", kvq.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(kvq, name) is not None

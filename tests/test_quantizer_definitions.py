@@ -164,6 +164,14 @@ def test_symmetric_finite_scalar_has_even_steps_from_minus_one_to_one(levels):
     np.testing.assert_array_equal(outputs["indices"], (digits * np.cumprod([1, *levels[:-1]])).sum(-1))
 
 
+@pytest.mark.parametrize("count", [3, 4, 1001, 1002, 2048, 2**16])
+@pytest.mark.parametrize("kind", ["finite_scalar", "symmetric_finite_scalar"])
+def test_digits_stay_within_any_number_of_levels(kind, count):
+    z = np.linspace(-20, 20, 1001, dtype="float32").reshape(1, -1, 1)
+    indices = run(build(kind, dim=1, levels=[count]), z)["indices"]
+    assert (indices.min(), indices.max()) == (0, count - 1)
+
+
 @pytest.mark.parametrize("kind", ["finite_scalar", "symmetric_finite_scalar"])
 def test_every_level_is_reached_and_codes_and_indices_are_one_to_one(kind):
     levels = [3, 4, 5] if kind == "finite_scalar" else [2, 4, 5]

@@ -14,6 +14,7 @@ from kvq import backends
 from kvq.callbacks import LogMetrics
 from kvq.config import load_config
 from kvq.errors import ConfigError, DataError, KvqError, RunError
+from kvq.evaluation import evaluate
 from kvq.progress import Progress
 from kvq.run import Run
 from kvq.training import _steps_at_once, describe, train
@@ -63,6 +64,32 @@ def test_the_first_and_the_last_step_are_logged_and_the_last_is_validated_and_sa
     names = {"step", "split", "loss", "reconstruction", "codebook", "commitment", "psnr", "usage", "perplexity"}
     assert {*last} == names | {"images_per_second", "input_wait"}
     assert last["loss"] == pytest.approx(last["reconstruction"] + last["codebook"] + last["commitment"], rel=1e-5)
+
+
+def test_a_checkpoint_is_a_model_too(finished):
+    _, run = finished
+    for checkpoint in run.checkpoints.iterdir():
+        result = evaluate(checkpoint, images=5)  # of the run's own images
+        assert result["images"] == 5 and result["data"] == "fashion_mnist_mini"
+    last = run.checkpoints / "step_00000007" / "model"
+    assert {file.name: file.read_bytes() for file in last.iterdir()} == {
+        file.name: file.read_bytes() for file in run.model.iterdir()
+    }
+
+
+def test_a_validation_loss_without_the_terms_of_a_batch_is_none(tmp_path, monkeypatch):
+    axes = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: axes.append(figure.axes[0]))
+    bits = ['quantizer={kind="lookup_free", bits=4, entropy_weight=3.0}', "model.latent_dim=4", 'codebook.initialise="none"']
+    train(small_config(4, *bits), tmp_path / "run")
+    records = Run(tmp_path / "run").read_metrics()
+    training, validation = ([r for r in records if r["split"] == split] for split in ("train", "validation"))
+    assert "batch_entropy" in training[-1] and "loss" in training[-1]
+    assert "batch_entropy" not in validation[-1] and "loss" not in validation[-1] and "reconstruction" in validation[-1]
+    # The picture has every term. What is not above zero would fall off a logarithmic axis.
+    assert {"loss", "reconstruction", "batch_entropy"} <= {line.get_label() for line in axes[-1].lines}
+    lowest = min(min(line.get_ydata()) for line in axes[-1].lines)
+    assert axes[-1].get_yscale() == ("log" if lowest > 0 else "linear") and lowest <= 0
 
 
 def test_the_same_configuration_gives_the_same_weights(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `from kvq import VQVAE, build` (its classes)."""
+"""Export as a `.keras` file, Keras' own format. It loads where kvq is installed, after `from kvq import VQVAE, build`."""
 
 from pathlib import Path
 
