@@ -21,7 +21,9 @@ matplotlib.use("Agg")
 
 K = 16
 ARGUMENTS: dict[str, Any] = {
-    **{kind: {"codebook_size": K} for kind in list(QUANTIZERS)[:7]},
+    **{kind: {"codebook_size": K} for kind in ("vector", "ema_vector", "cosine_vector", "ema_cosine_vector", "sim_vector")},
+    "index_backprop": {"codebook_size": K},
+    "gumbel": {"codebook_size": K},
     "finite_scalar": {"levels": [5, 4]},
     "symmetric_finite_scalar": {"levels": [4, 4]},
     "lookup_free": {"bits": 2},
@@ -64,8 +66,11 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     points = latents(3000)
-    figure, axes = plt.subplots(3, 5, figsize=(15, 9), constrained_layout=True)
-    for kind, axis in zip(QUANTIZERS, axes.flat, strict=True):
+    rows = -(-len(QUANTIZERS) // 5)
+    figure, axes = plt.subplots(rows, 5, figsize=(15, 3 * rows), constrained_layout=True)
+    for axis in axes.flat[len(QUANTIZERS) :]:
+        axis.axis("off")
+    for kind, axis in zip(QUANTIZERS, axes.flat, strict=False):
         keras.utils.set_random_seed(0)
         arguments = {name: value() if callable(value) else value for name, value in ARGUMENTS[kind].items()}
         quantizer = QUANTIZERS[kind](**arguments, name="quantizer")

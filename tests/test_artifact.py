@@ -16,6 +16,8 @@ from kvq.artifact import ArtifactConfig, check, load, save
 from kvq.build import build_model
 from kvq.config import RunConfig
 from kvq.errors import ArtifactError
+from kvq.networks import ENCODERS
+from kvq.quantizers import QUANTIZERS
 
 SMALL = ["model.latent_dim=8", "quantizer.codebook_size=9"]
 NETWORKS = {
@@ -134,6 +136,10 @@ def write_parts(folder, config, header, data):
 
 
 # What is saved.
+
+
+def test_names_of_every_member_are_frozen():
+    assert NETWORKS.keys() == WEIGHTS.keys() == ENCODERS.keys() and CODEBOOK.keys() == QUANTIZERS.keys()
 
 
 @pytest.mark.parametrize("network, quantizer", [*((n, "vector") for n in NETWORKS), *(("plain", q) for q in CODEBOOK)])

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import tomllib
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from kvq import artifact
 from kvq.build import build_model
-from kvq.config import load_config, parse_config
+from kvq.config import RunConfig, load_config, parse_config
 from kvq.data.token_set import TokenSet
 from kvq.quantizer_config import describe_quantizers
 
@@ -196,6 +197,19 @@ def test_the_keys_of_a_token_set_are_explained() -> None:
     text = (DOCS / "tokens.md").read_text("utf-8")
     for name in TokenSet.model_fields:
         assert f"`{name}`" in text
+
+
+def test_every_key_of_a_configuration_is_explained_with_its_default() -> None:
+    expected = {"quantizer.kind": "-"}
+    for section, field in RunConfig.model_fields.items():
+        members = typing.get_args(field.annotation) or [field.annotation]
+        for name, key in [pair for member in members for pair in getattr(member, "model_fields", {}).items()]:
+            if section != "quantizer" and name != "kind":
+                default = None if key.is_required() else key.default
+                words = "off" if default is None else tomli_w.dumps({"": default}).removeprefix('"" = ').strip()
+                expected[f"{section}.{name}"] = "-" if key.is_required() else words
+    shown = re.findall(r"^\| `([\w.]+)` \| (.+?) \| .{5,}\|$", (DOCS / "configuration.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(shown) == expected and [key for key, _ in shown] == [*dict(shown)]
 
 
 def test_every_quantizer_is_explained() -> None:

@@ -1,13 +1,18 @@
 """The contract of every quantizer, over `CASES`: what a model, a callback and an exporter may rely on."""
 
 import inspect
+import json
+import math
 
 import keras
 import numpy as np
+import pydantic
 import pytest
 from keras import ops
 
 from kvq import quantizers
+from kvq.build import build_quantizer
+from kvq.config import QuantizerConfig
 from kvq.quantizers import (
     QUANTIZERS,
     EMAVectorQuantizer,
@@ -461,3 +466,14 @@ def test_kmeans_plus_plus_finds_well_parted_clusters():
     vectors = (centres[np.arange(400) % 20] + normal(1, 400, 4)).astype("float32")
     found = kmeans(vectors, 20, seed=0)
     assert np.abs(found[:, None] - centres).max(-1).min(0).max() < 1.5
+
+
+def test_a_section_knows_how_large_its_quantizer_gets(quantizer_kind, quantizer_section):
+    """Before one is built from a file that somebody else wrote. Statistics and linear maps may double it, and little more."""
+    large = json.loads(json.dumps(quantizer_section(quantizer_kind, 12)).replace(": 9}", ": 900}").replace(": 9,", ": 900,"))
+    section = pydantic.TypeAdapter(QuantizerConfig).validate_python(large)
+    quantizer = build_quantizer(section, "quantizer")
+    quantizer.build((None, None, 12))
+    known = {name: math.prod(shape) for name, shape in section.codebooks(12).items()}
+    built = sum(math.prod(weight.shape) for weight in quantizer.weights)
+    assert built <= 2.25 * sum(known.values()) + 1024 and ("codebook_size" not in str(large) or sum(known.values()) >= 900)

@@ -212,6 +212,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
         digest.update(json.dumps(source.sha256).encode())
     elif isinstance(source, FolderSource):
         digest.update(source.names.content)
+    else:
+        raise NotImplementedError(f"Nothing here tells whether a {type(source).__name__} has changed.")
     return {"images": len(source), "sha256": digest.hexdigest()}
 
 
