@@ -80,9 +80,7 @@ def evaluation_batches(
     return _batches(source, count if limit is None else min(limit, count), chain, batch_size, seed=0, first=first)
 
 
-def iterate(
-    dataset: grain.MapDataset[Batch], start: int = 0, threads: int | None = None, prefetch: int | None = None
-) -> Iterator[Batch]:
+def iterate(dataset: grain.MapDataset[Batch], start: int = 0, threads: int | None = None) -> Iterator[Batch]:
     """The batches from number `start` on, read ahead by threads. The order never depends on the threads.
 
     Starting late costs nothing: what lies before `start` is not read.
@@ -92,7 +90,6 @@ def iterate(
         start: Number of the first batch, at least 0.
         threads: Batches prepared at the same time; 0 prepares each when it is asked for. Default: where files are decoded,
             one per core, at most 16; else 0: to hand a batch from thread to thread costs more than to cut it out of an array.
-        prefetch: Batches kept ready, 0 for none. Default: one more than there are threads, none without threads.
 
     Raises:
         ValueError: If a number is negative.
@@ -100,11 +97,11 @@ def iterate(
     """
     if threads is None:
         threads = min(os.cpu_count() or 1, 16) if _decodes_files(dataset) else 0
-    prefetch = (threads + 1 if threads else 0) if prefetch is None else prefetch
-    if min(start, threads, prefetch) < 0:
-        raise ValueError(f"Numbers must be at least 0. Received: start={start}, threads={threads}, prefetch={prefetch}.")
+    if min(start, threads) < 0:
+        raise ValueError(f"Numbers must be at least 0. Received: start={start}, threads={threads}.")
     # The slice comes last, so that every stage before it still counts from the beginning of the stream.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    # One batch more than there are threads is kept ready.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0)
     return iter(dataset[start:].to_iter_dataset(options))
 
 

@@ -89,9 +89,8 @@ def pack(
         for leftover in [*out.glob(f"*{SUFFIX}.json"), out / PLAN]:
             leftover.unlink()
     except OSError as error:
-        raise DataError(
-            f"{out} cannot be written: {error.strerror or error}. What is packed already is kept; run it again."
-        ) from error
+        way_out = "What is packed already is kept; run it again." if (out / PLAN).exists() else "Give another folder."
+        raise DataError(f"{out} cannot be written: {error.strerror or error}. {way_out}") from error
     written = [shard for each in shards.values() for shard in each]
     return {
         "out": str(out),
