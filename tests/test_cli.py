@@ -535,6 +535,7 @@ def work(**_):
     print("nobody stopped it")
 
 sys.modules["kvq_cli.main"] = types.SimpleNamespace(app=work)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 run()
 """
 
