@@ -20,7 +20,7 @@ def send_interrupts_again() -> None:
     others = sys.unraisablehook
 
     def hook(dropped: Any) -> None:
-        if dropped.exc_type is not KeyboardInterrupt:
+        if dropped.exc_type is not KeyboardInterrupt or sys.is_finalizing():
             return others(dropped)
         again = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True

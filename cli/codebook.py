@@ -62,7 +62,7 @@ def _atlas_of(model: Path) -> Path | None:
     from kvq.run import Run
 
     run = Run(model)
-    if not os.path.isfile(run.record_file):
+    if not run.exists:
         return None
     if not os.access(model, os.W_OK):
         output.say(f"{run.codebook_plot} is not drawn: the folder cannot be written. --atlas names another place.")

@@ -32,7 +32,7 @@ def evaluate(
             result = evaluate(model, data=data, split=split, images=images, progress=progress)
         finally:
             progress.stop()
-    if (data, split, images) == (None, "test", None) and (model / "run.json").is_file():
+    if (data, split, images) == (None, "test", None):
         _keep(model, result)
     if json:
         output.print_json(result)
@@ -41,10 +41,12 @@ def evaluate(
 
 
 def _keep(folder: Path, result: dict[str, Any]) -> None:
-    """Writes evaluation.json. Where that cannot be done, as in a run of somebody else, what was measured is told all the same."""
+    """Writes evaluation.json, if it is a run. Where that fails, as in a run of somebody else, the result is told all the same."""
     from kvq.run import Run
 
     run = Run(folder)
+    if not run.exists:
+        return
     try:
         run.write_evaluation(output.plain(result))
     except OSError as error:

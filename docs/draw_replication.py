@@ -22,7 +22,7 @@ def main() -> None:
             for split, style in (("train", "-"), ("validation", "--")):
                 chosen = [record for record in records if record["split"] == split and record["step"] > 1]
                 label = f"{Path(folder).name}, {split}"
-                axis.plot([r["step"] for r in chosen], [r[name] for r in chosen], style, color=f"C{number}", label=label)
+                axis.plot([r["step"] for r in chosen], [r.get(name) for r in chosen], style, color=f"C{number}", label=label)
             axis.set_title({"loss": "total loss", "reconstruction": "reconstruction (MSE in [-1, 1])"}[name])
             axis.set_xlabel("step")
             axis.set_yscale("log")

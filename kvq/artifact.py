@@ -210,6 +210,8 @@ def model_folder(path: str | Path) -> Path:
     if (path / "model").is_symlink():
         raise ArtifactError(f"{path / 'model'} is a symbolic link, and kvq follows none out of a run. Name the model itself.")
     if not (path / "model").exists():
+        if os.path.lexists(path / "state.json"):
+            raise ArtifactError(f"{path} is a checkpoint of an older kvq, which holds no model. Resume its run to get one.")
         checkpoints = sorted(path.glob("checkpoints/step_*/model"))
         newest = f" Its newest checkpoint has one: {checkpoints[-1].parent}" if checkpoints else ""
         raise ArtifactError(
@@ -220,8 +222,8 @@ def model_folder(path: str | Path) -> Path:
 
 def run_folder(path: str | Path) -> Path:
     """The run folder that the model of a path would lie in, itself or as a checkpoint's."""
-    folder = model_folder(path).parent
-    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    folder = Path(os.path.abspath(model_folder(path))).parent
+    return folder.parent.parent if os.path.lexists(folder / "state.json") else folder
 
 
 def _other_tensor(folder: Path, name: str, described: dict[str, list[int]], expected: dict[str, list[int]]) -> ArtifactError:

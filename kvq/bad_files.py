@@ -65,6 +65,6 @@ class BadFiles:
         raise DataError(
             f"{len(self.bad)} of {min(self.seen, self.count)} files cannot be used, more than data.max_bad_fraction = "
             f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by "
-            f"--set data.max_bad_fraction={math.ceil(20 * self.fraction) / 10:g}. Then --resume goes on, and --overwrite "
+            f"--set data.max_bad_fraction={min(math.ceil(20 * self.fraction) / 10, 1):g}. Then --resume goes on, and --overwrite "
             "starts again where there is no checkpoint yet."
         )

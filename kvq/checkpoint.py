@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -106,8 +107,7 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
     Raises:
         RunError: If there is none, or the newest is of another model or of a newer kvq.
     """
-    for unfinished in run.checkpoints.glob(".step_*"):  # of a process that was killed
-        shutil.rmtree(unfinished, ignore_errors=True)
+    _tidy(run)
     model.optimizer.build(model.trainable_variables)
     variables = dict(_state(model))
     kinds = {name: (tuple(variable.shape), _is_float(variable.dtype)) for name, variable in variables.items()}
@@ -129,6 +129,15 @@ def restore_checkpoint(run: Run, model: keras.Model, note: Callable[[str], None]
             variables[name].assign(arrays[name])
         return checkpoint
     raise _none_whole(run)
+
+
+def _tidy(run: Run) -> None:
+    """Puts back the checkpoint that a killed process was about to replace, and removes what it had not finished."""
+    for left in run.checkpoints.glob(".step_*"):
+        for old in left.glob("step_*"):
+            if not os.path.lexists(run.checkpoints / old.name):
+                os.replace(old, run.checkpoints / old.name)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _state(model: keras.Model) -> Iterator[tuple[str, Any]]:

@@ -39,7 +39,7 @@ def image_grid(images: np.ndarray, reconstruction: np.ndarray, columns: int = 8)
 def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
     """Loss and its terms, and the health of the codebook, against the step, as a PNG.
 
-    The axis of the loss is logarithmic unless a term is not above zero.
+    The axis of the loss is logarithmic, around zero linear where a term is not above it.
 
     Args:
         records: Lines of metrics.jsonl.
@@ -54,10 +54,10 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
     shown = [*splits["train"], *splits["validation"]]
     names = dict.fromkeys(name for record in shown for name in record if name not in NOT_TERMS)
     for name, color in zip(["loss", *names], COLOURS, strict=False):
-        _curve(losses, splits["train"], name, color=color, label=name)
+        _curve(losses, splits["train"], name, color=color, label=name.replace("$", r"\$"))
         _curve(losses, splits["validation"], name, color=color, linestyle="", marker="o", markersize=3)
     positive = all(min(line.get_ydata(), default=1) > 0 for line in losses.lines)
-    losses.set(xlabel="step", title="Loss on [-1, 1] images (dots: validation)", yscale="log" if positive else "linear")
+    losses.set(xlabel="step", title="Loss on [-1, 1] images (dots: validation)", yscale="log" if positive else "symlog")
     if losses.lines:
         losses.legend()
     _curve(codes, splits["train"], "perplexity", color="tab:purple", label="perplexity (codes)")

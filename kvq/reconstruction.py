@@ -1,5 +1,6 @@
 """Images through a tokenizer and back, at their own size."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,14 @@ def reconstruct(path: str | Path, images: Sequence[str | Path], out: str | Path)
     Args:
         path: Run folder or model folder.
         images: Image files, of any size.
-        out: Folder to write `NAME.png` into, made if it is not there; not one that an image lies in.
+        out: Folder to write `NAME.png` into, made if it is not there; not one that an image lies in. No file is replaced.
 
     Returns:
         The files written, in the order of `images`.
 
     Raises:
-        ArtifactError, DataError, RunError: If the model is broken, an image cannot be read, or the folder not written or one
-            that an image lies in. All images are read before the first is written.
+        ArtifactError, DataError, RunError: If the model is broken, an image cannot be read, or the folder not written, one
+            that an image lies in, or one with a file of such a name. All images are read before the first is written.
     """
     tokenizer = Tokenizer.load(path)
     files = [Path(image) for image in images]
@@ -35,8 +36,11 @@ def reconstruct(path: str | Path, images: Sequence[str | Path], out: str | Path)
     for file in files:
         if not file.is_file():
             raise DataError(f"{file} is {'a folder' if file.is_dir() else 'not there'}. Give image files, such as FOLDER/*.jpg.")
-        if file.parent.resolve() == Path(out).resolve():
-            raise RunError(f"{out} holds {file.name} itself, which {file.stem}.png could replace. Give another --out.")
+        target = Path(out) / f"{file.stem}.png"
+        if Path(out).resolve() in (file.parent.resolve(), file.resolve().parent):
+            raise RunError(f"{out} holds {file.name} itself, which {target.name} could replace. Give another --out.")
+        if os.path.lexists(target):
+            raise RunError(f"{target} is there already, and may be somebody's. Remove it, or give another --out.")
         decode_image(file)
     out, written = Path(out), []
     try:

@@ -1,6 +1,7 @@
 """The images of a run: opened, checked, and the same when it is resumed."""
 
-import os
+import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from kvq.atomic import write_bytes
 from kvq.config import RunConfig
 from kvq.data import locate, open_source
 from kvq.data.contract import Batch, Source
+from kvq.data.decoding import read_bytes
 from kvq.data.places import KNOWN
 from kvq.data.sources import FolderSource, check_images, fingerprint, listing_of
-from kvq.errors import ConfigError, DataError, RunError
+from kvq.errors import BadImageError, ConfigError, DataError, RunError
 from kvq.run import Run
 
 NAMES = ("train", "validation")
+SOME = 8  # files of a folder that are looked into
 
 
 def with_data(config: RunConfig, data: str | Path | None, validation_data: str | Path | None) -> RunConfig:
@@ -26,12 +29,12 @@ def with_data(config: RunConfig, data: str | Path | None, validation_data: str |
     """
     named = {"source": config.data.source, "validation": config.data.validation}
     paths = {key: Path(name) for key, name in named.items() if name and name not in KNOWN}
-    changes = {key: os.path.abspath(path) for key, path in paths.items() if path.exists()}
+    changes = {key: _absolute(path) for key, path in paths.items() if path.exists()}
     if data is not None:
-        changes["source"] = str(data) if str(data) in KNOWN else os.path.abspath(locate(config.data.source, data))
+        changes["source"] = str(data) if str(data) in KNOWN else _absolute(locate(config.data.source, data))
     if validation_data is not None:
         place = str(validation_data)
-        changes["validation"] = place if place in KNOWN else os.path.abspath(locate(place))
+        changes["validation"] = place if place in KNOWN else _absolute(locate(place))
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
@@ -66,11 +69,24 @@ def keep_listings(run: Run, source: Source, validation: Source) -> None:
 
 def fingerprints(source: Source, validation: Source) -> dict[str, Any]:
     """What run.json says of the images, to find out whether they have changed."""
-    return {name: fingerprint(images) for name, images in zip(NAMES, (source, validation), strict=True)}
+    return {name: _fingerprint(images) for name, images in zip(NAMES, (source, validation), strict=True)}
+
+
+def _fingerprint(source: Source) -> dict[str, Any]:
+    """That of the source, and of a folder the contents of a few files: their names are often those of other images, too."""
+    found = fingerprint(source)
+    if isinstance(source, FolderSource):
+        digest = hashlib.sha256()
+        for number in np.unique(np.linspace(0, len(source) - 1, SOME).astype(int)).tolist():
+            with contextlib.suppress(BadImageError):
+                digest.update(read_bytes(source.folder / source.names[number]))
+        found["some_sha256"] = digest.hexdigest()
+    return found
 
 
 def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Source) -> None:
-    """Refuses to resume on other images than the run began with, by their names or, of arrays and shards, their contents.
+    """Refuses to resume on other images than the run began with, by their names and the contents of a few, or, of arrays
+    and shards, the contents of all.
 
     They may lie elsewhere than they did.
 
@@ -89,7 +105,8 @@ def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Sou
         if isinstance(images, FolderSource):  # opened with the names that the run keeps, so looked through once more
             now = open_source(config.data.source if name == "train" else _validation(config), images.split)
         known = before.get(name)
-        if fingerprint(now) == known:
+        # A run of an older kvq knows less of them.
+        if isinstance(known, dict) and known and known.items() <= _fingerprint(now).items():
             continue
         then = known.get("images", "unknown") if isinstance(known, dict) else "unknown"
         what = f"{then} images then, {len(now)} now"
@@ -97,6 +114,7 @@ def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Sou
             old, new = set(images.names), set(now.names)
             gone, added = sorted(old - new), sorted(new - old)
             what += f"; {len(gone)} are gone{_first(gone)}, {len(added)} are new{_first(added)}"
+            what += "" if gone or added else "; files of these names hold something else"
         raise RunError(
             f"The {name} images of {run.folder} have changed since it began: {what}. Bring them back, or give "
             "--changed-data to go on with the files that it began with."
@@ -111,6 +129,11 @@ def first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
             return batch["images"]
         skipped += batch["skipped"]
     raise DataError(f"No image of {source.name} ({source.split}) can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
+
+
+def _absolute(path: Path) -> str:
+    # Of what a link leads to, `..` is another folder than in the path as it is written.
+    return str(path.resolve() if ".." in path.parts else path.absolute())
 
 
 def _validation(config: RunConfig) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """An ordinary file, opened to be read in bytes.
+def open_regular(path: Path, links: bool = False) -> BinaryIO:
+    """An ordinary file, opened to be read in bytes; through `links` where that is allowed.
 
     Raises:
         OSError: If it cannot be opened.
@@ -17,7 +17,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         # Without O_NONBLOCK, a pipe would be waited for until someone writes into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError("it is a symbolic link") from None

@@ -256,7 +256,7 @@ def test_tensors_that_fit_their_list_but_not_the_model_are_refused(folder, break
 # Folders.
 
 
-def test_a_run_folder_means_its_model(saved, tmp_path):
+def test_a_run_folder_means_its_model(saved, tmp_path, monkeypatch):
     assert artifact.model_folder(saved) == saved
     with pytest.raises(ArtifactError, match="There is no .*absent. Give a run folder, a model folder, or fashion_mnist_mini"):
         artifact.model_folder(tmp_path / "absent")
@@ -271,3 +271,11 @@ def test_a_run_folder_means_its_model(saved, tmp_path):
     assert artifact.model_folder(newest) == newest / "model" and artifact.run_folder(newest) == tmp_path
     shutil.copytree(saved, tmp_path / "model")
     assert artifact.model_folder(tmp_path) == tmp_path / "model" and artifact.run_folder(tmp_path) == tmp_path
+    # As seen from another folder, and where a run lies in one of that name.
+    monkeypatch.chdir(newest.parent)
+    assert artifact.run_folder(newest.name) == tmp_path
+    run = shutil.copytree(tmp_path, tmp_path / "runs" / "checkpoints" / "run", ignore=shutil.ignore_patterns("runs"))
+    assert artifact.run_folder(run) == run
+    shutil.rmtree(newest / "model")
+    with pytest.raises(ArtifactError, match="is a checkpoint of an older kvq, which holds no model. Resume its run"):
+        artifact.model_folder(newest)

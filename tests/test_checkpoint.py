@@ -274,8 +274,11 @@ def test_what_is_saved_below_a_broken_checkpoint_stays(two_checkpoints, tmp_path
 
 def test_what_a_killed_process_left_of_a_checkpoint_is_removed(two_checkpoints, tmp_path, untrained):
     run = Run(shutil.copytree(two_checkpoints.folder, tmp_path / "run"))
-    shutil.copytree(run.checkpoints / "step_00000004", left := run.checkpoints / ".step_00000005.abcd")
-    assert restore(run, untrained, nothing) == 4 and not left.exists()
+    shutil.copytree(run.checkpoints / "step_00000004", run.checkpoints / ".step_00000005.abcd")
+    # One that was being replaced has stepped aside, and comes back.
+    (aside := run.checkpoints / ".step_00000004.old.efgh").mkdir()
+    (run.checkpoints / "step_00000004").rename(aside / "step_00000004")
+    assert restore(run, untrained, nothing) == 4 and steps(run) == [3, 4]
 
 
 @pytest.mark.parametrize("version", [2, 99, 10**4000])

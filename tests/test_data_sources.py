@@ -19,7 +19,7 @@ from kvq.data.files import read_idx
 from kvq.data.listing import Listing, list_images
 from kvq.data.places import locate
 from kvq.data.sources import ArraySource, FolderSource, check_images, listing_of, open_source
-from kvq.errors import DataError
+from kvq.errors import BadImageError, DataError
 
 IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -310,6 +310,7 @@ def test_a_list_is_a_sequence_in_the_order_of_bytes_and_survives_its_file(tmp_pa
     assert pickle.loads(pickle.dumps(listing)) == listing
     (tmp_path / "list").write_bytes(listing.to_bytes(folder="here", split="train"))
     assert Listing.read(tmp_path / "list", folder="here", split="train") == listing
+    assert Listing.read(tmp_path / "list", split="train") == listing
     assert Listing.read(tmp_path / "list", folder="there", split="train") is None
     assert Listing.read(tmp_path / "missing", folder="here", split="train") is None
     (tmp_path / "list").write_bytes(listing.to_bytes(folder="here", split="train")[:-3])
@@ -325,6 +326,12 @@ def test_a_kept_list_is_taken_instead_of_a_walk(tmp_path):
     assert list(open_source(str(tmp_path / "photos"), "all", listing=tmp_path / "list").names) == ["0.png", "1.png", "2.png"]
     assert len(open_source(str(tmp_path / "photos"), "all", listing=tmp_path / "none")) == 4
     assert listing_of(ArraySource(some_images())) is None
+
+
+def test_a_pipe_is_a_bad_file_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImageError, match="it is not a regular file"):
+        decode_image(tmp_path / "a.png")
 
 
 def test_links_to_folders_are_not_followed(tmp_path):

@@ -118,6 +118,12 @@ def test_what_fits_the_grid_is_what_the_tokenizer_gives(run, tmp_path):
     with pytest.raises(RunError, match="holds image.png itself, .* Give another --out"):
         reconstruct(run, [tmp_path / "image.png"], tmp_path)
     (written,) = reconstruct(run, [tmp_path / "image.png"], tmp_path / "out")
+    with pytest.raises(RunError, match="image.png is there already"):
+        reconstruct(run, [tmp_path / "image.png"], tmp_path / "out")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "image.png").symlink_to(written)
+    with pytest.raises(RunError, match="holds image.png itself"):
+        reconstruct(run, [tmp_path / "link" / "image.png"], tmp_path / "out")
     tokenizer = Tokenizer.load(run)
     expected = tokenizer.decode(tokenizer.encode(image[None]))[0, :, :, 0]
     with Image.open(written) as restored:

@@ -224,6 +224,18 @@ def test_changed_images_are_refused_with_what_changed(tmp_path):
         train(load_config(run, ["train.steps=4"]), run, resume=True)
     assert train(load_config(run, ["train.steps=4"]), run, resume=True, data=moved)["steps"] == 4
     assert load_config(run).data.source == str(moved) and Run(run).listing_file("train").read_bytes() == kept
+    # Other images of the same names are not, and with more of them the run keeps to those that it began with.
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in moved.iterdir():
+        Image.fromarray(np.full((28, 28, 3), 99, np.uint8)).save(other / path.name)
+    with pytest.raises(RunError, match="files of these names hold something else.*--changed-data"):
+        train(load_config(run, ["train.steps=5"]), run, resume=True, data=other)
+    Image.new("RGB", (28, 28)).save(other / "00a.png")
+    with pytest.raises(RunError, match=r"28 images then, 29 now; 1 are gone .*, 2 are new \(00a.png"):
+        train(load_config(run, ["train.steps=5"]), run, resume=True, data=other)
+    assert train(load_config(run, ["train.steps=5"]), run, resume=True, data=other, changed_data=True)["steps"] == 5
+    assert Run(run).listing_file("train").read_bytes() == kept
     # Of arrays the contents count.
     arrays = {name: np.zeros((40, 28, 28), np.uint8) for name in ("x_train", "x_test")}
     np.savez(tmp_path / "a.npz", **arrays)

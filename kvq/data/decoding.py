@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kvq.errors import BadImageError
+from kvq.untrusted import open_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _JPEG = b"\xff\xd8\xff"
@@ -38,10 +39,10 @@ def decode_image(path: Path, name: str | None = None) -> NDArray[np.uint8]:
 def read_bytes(path: Path, name: str | None = None) -> bytes:
     """The content of a file; BadImageError where there is none to be had."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, links=True) as file:
             return file.read()
-    except OSError as error:
-        raise BadImageError(name or str(path), error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        raise BadImageError(name or str(path), (isinstance(error, OSError) and error.strerror) or str(error)) from error
 
 
 def decode(content: bytes, name: str) -> NDArray[np.uint8]:

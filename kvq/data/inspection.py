@@ -59,9 +59,9 @@ def inspect(
             for it.
     """
     place = locate(str(path))
-    if sheet is not None:
-        _check_sheet(Path(sheet), place)
     kind = recognise(place)
+    if sheet is not None:
+        _check_sheet(Path(sheet), place, kind)
     offered = splits_of(place, kind)
     if kind == "shards":
         _check_sums(place)
@@ -102,10 +102,10 @@ def inspect(
     }
 
 
-def _check_sheet(sheet: Path, place: Path) -> None:
+def _check_sheet(sheet: Path, place: Path, kind: str | None) -> None:
     if sheet.suffix.lower() != ".png":
         raise DataError(f"The contact sheet is a PNG. Received: {sheet}. Give a --sheet that ends in .png.")
-    if place.is_dir() and sheet.resolve().is_relative_to(place.resolve()):
+    if kind == "images" and sheet.resolve().is_relative_to(place.resolve()):
         raise DataError(f"{sheet} would lie among the images of {place}, and be one of them. Give another --sheet.")
 
 

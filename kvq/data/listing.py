@@ -13,6 +13,7 @@ from kvq.data.decoding import IMAGE_SUFFIXES
 from kvq.errors import DataError
 from kvq.untrusted import parse_json, read_bytes
 
+_ENDINGS = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 _LIMIT = 2**30  # bytes; ten million names have fewer
 
 
@@ -58,10 +59,13 @@ class Listing(Sequence[str]):
 
     @classmethod
     def read(cls, path: Path, **of: str) -> "Listing | None":
-        """What `to_bytes` made, if the file is there, whole, of the same, and of files below the folder alone."""
+        """What `to_bytes` made, if the file is there, whole, of the same, and of image files below the folder alone."""
         try:
             head, _, names = read_bytes(path, _LIMIT).partition(b"\n")
-            if parse_json(head) != of or not names.endswith(b"\0") or _leave_their_folder(names):
+            said = parse_json(head)
+            if not isinstance(said, dict) or any(said.get(key) != value for key, value in of.items()):
+                return None
+            if not names.endswith(b"\0") or _leave_their_folder(names) or not _are_images(names):
                 return None
         except (OSError, ValueError):
             return None
@@ -73,6 +77,10 @@ def _leave_their_folder(names: bytes) -> bool:
     ended = b"\0" + names
     # Of one block, this takes a second for a hundred million names.
     return any(part in ended for part in (b"\0\0", b"\0/", b"\0../", b"/../", b"\0..\0", b"/..\0"))
+
+
+def _are_images(names: bytes) -> bool:
+    return all(name.endswith(_ENDINGS) for name in names[:-1].lower().split(b"\0"))
 
 
 def list_images(folder: Path) -> Listing:

@@ -163,7 +163,8 @@ def open_source(
         source: A known name or a path, see `locate`.
         split: `train`, `test`, or `all` for a collection that has no splits of its own.
         data: Where the user says the images are, see `locate`.
-        listing: File with what `listing_of` gave for the same folder and split: its list is taken instead of a new walk.
+        listing: File with what `listing_of` gave for this split, wherever the folder lay: its list is taken instead of a new
+            walk.
 
     Raises:
         DataError: If nothing is found there, a file is broken, or the collection does not offer the split.
@@ -177,7 +178,7 @@ def open_source(
     if split not in offered:
         raise DataError(f"{name} offers the splits {', '.join(offered)}. Received: split={split}.")
     if kind == "images":
-        known = Listing.read(listing, folder=str(path.resolve()), split=split) if listing else None
+        known = Listing.read(listing, split=split) if listing else None
         names = known or _held_out(list_split(path, split, splits), split, splits)
         return FolderSource(path, names, name=name, split=split, splits=splits)
     if kind == "shards":
@@ -199,7 +200,7 @@ def listing_of(source: Source) -> bytes | None:
     """What to write into the file that `open_source` takes as `listing`; None where the source is no folder of images."""
     if not isinstance(source, FolderSource):
         return None
-    return source.names.to_bytes(folder=str(source.folder.resolve()), split=source.split)
+    return source.names.to_bytes(split=source.split)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def export(
         "image_size": f"free, multiples of {step}" if free else f"{side}x{side}",
         "parts": {},
     }
+    for name in [] if of_this_model else wanted:
+        _remove(out / f"{name}.{exporter.extension}")
     if of_this_model:
         report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
     with quiet():
