@@ -30,7 +30,7 @@ def inspect(
     for name, value in result.items():
         if name == "bad":
             continue
-        print(f"{name:9} {_in_words(value)}")
+        print(f"{name:9} {_in_words(value)}{'  (of pixels in [-1, 1])' if name in ('mean', 'variance') else ''}")
     print(f"{'bad':9} {len(result['bad'])}")
     for bad in result["bad"]:
         print(f"  {bad['name']}: {bad['reason']}")

@@ -59,7 +59,8 @@ def decode(content: bytes, name: str) -> NDArray[np.uint8]:
     except UnidentifiedImageError as error:
         raise BadImageError(name, "its bytes are of no known image format" if content else "the file is empty") from error
     except Exception as error:  # on broken bytes Pillow's readers raise nearly anything
-        raise BadImageError(name, str(error).rstrip(".") or type(error).__name__) from error
+        # libjpeg-turbo names its function first: tjDecompress2(): ...
+        raise BadImageError(name, str(error).rpartition("(): ")[2].rstrip(".") or type(error).__name__) from error
 
 
 def _decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
