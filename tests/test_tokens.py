@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 import kvq
 from kvq import load_config
-from kvq.artifact import save
+from kvq.artifact import check, save
 from kvq.build import build_model
 from kvq.data import TokenSource, evaluation_batches, evaluation_transforms, open_source
 from kvq.errors import ArtifactError, DataError, TokensError
@@ -24,6 +26,8 @@ from kvq.progress import Progress
 from kvq.tokenizer import Tokenizer
 from kvq.tokens.decoding import decode, png_names
 from kvq.tokens.encoding import encode
+from kvq.tokens.engines import Job
+from kvq.tokens.ray_engine import _place
 
 CODES, SIDE = 12, 8
 RECIPE = ["model.latent_dim=4", f"quantizer.codebook_size={CODES}", f"data.crop={SIDE}", "data.pad=2"]
@@ -458,3 +462,9 @@ def test_two_processes_share_a_folder(model, photos, whole, tmp_path):
     results = [json.loads(out) for out, _ in said]
     assert sum(result["encoded"] for result in results) == 42 and any(result["complete"] for result in results)
     assert contents(tmp_path / "parts") == whole
+
+
+def test_workers_elsewhere_find_the_model_that_comes_with_kvq(tmp_path):
+    plan = SimpleNamespace(source=SimpleNamespace(split="test"))
+    model, data, *_ = _place(Job(Path("fashion_mnist_mini"), "fashion_mnist_mini", None, tmp_path, plan))
+    assert model.is_absolute() and check(model).data.name == data == "fashion_mnist_mini"
