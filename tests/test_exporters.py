@@ -152,6 +152,7 @@ def test_files_of_others_are_left_alone(run, tmp_path):
 def test_the_process_of_another_backend_takes_no_module_from_the_working_directory(run, tmp_path, monkeypatch):
     (tmp_path / "queue.py").write_text("raise SystemExit('mine was imported')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     report = writers.in_process_of(keras.backend.backend(), run, "keras", tmp_path / "out", ["decoder"], None)
     assert report["parts"]["decoder"]["file"]
 
