@@ -57,7 +57,11 @@ def loss_curves(records: list[dict[str, Any]], path: Path) -> None:
         _curve(losses, splits["train"], name, color=color, label=name.replace("$", r"\$"))
         _curve(losses, splits["validation"], name, color=color, linestyle="", marker="o", markersize=3)
     positive = all(min(line.get_ydata(), default=1) > 0 for line in losses.lines)
-    losses.set(xlabel="step", title="Loss on [-1, 1] images (dots: validation)", yscale="log" if positive else "symlog")
+    losses.set(xlabel="step", title="Loss on [-1, 1] images (dots: validation)")
+    if positive:
+        losses.set_yscale("log")
+    else:
+        losses.set_yscale("symlog", linthresh=0.01)
     if losses.lines:
         losses.legend()
     _curve(codes, splits["train"], "perplexity", color="tab:purple", label="perplexity (codes)")
