@@ -72,7 +72,7 @@ class RayEngine:
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         # A block for each shard: what is done again after a death is one of them.
         rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers)).map(
-            _Worker,
+            _Worker,  # type: ignore[arg-type, unused-ignore]
             fn_constructor_args=(*_place(job), attempts),
             # No shard waits for a worker while another one is idle.
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
@@ -166,7 +166,7 @@ def _place(job: Job) -> tuple[Path, str, str, Path, TokenPlan]:
     return model, data, job.plan.source.split, Path(os.path.abspath(job.out)), job.plan
 
 
-def _share(cluster: dict[str, float], wanted: int | None, most: int) -> tuple[int, dict[str, float]]:
+def _share(cluster: dict[str, float], wanted: int | None, most: int) -> tuple[int, dict[str, Any]]:
     """How many workers, and what each one takes of the cluster, in Ray's words."""
     if gpus := int(cluster.get("GPU", 0)):
         return min(wanted or gpus, most), {"num_gpus": 1}
@@ -185,7 +185,8 @@ def _connected(workers: int | None) -> Iterator[None]:
 
         found = ray.is_initialized()
         if not found:
-            settings = {"num_cpus": max(backends.cpus(), workers or 1), "include_dashboard": False} if alone else {}
+            own = {"num_cpus": max(backends.cpus(), workers or 1), "include_dashboard": False}
+            settings: dict[str, Any] = own if alone else {}
             try:
                 host, _, port = address.rpartition(":")
                 if host and port.isdecimal() and "/" not in host:
