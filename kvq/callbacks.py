@@ -232,5 +232,5 @@ class SaveCheckpoint:
     def act(self, model: keras.Model, step: int) -> None:
         measured = self.validate.last.get("psnr") if self.validate.last.get("step") == step else None
         self._next = time.monotonic() + self.RETRY
-        save_checkpoint(self.run, model, step, self.keep, self.config, measured, lambda folder: self.write_model(folder, step))
+        save_checkpoint(self.run, model, step, self.keep, self.config, measured, self.write_model)
         self._next = time.monotonic() + 60 * self.every_minutes

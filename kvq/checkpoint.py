@@ -42,15 +42,15 @@ def save_checkpoint(
     step: int,
     keep: int,
     config: dict[str, Any],
-    validation_psnr: float | None = None,
-    write_model: Callable[[Path], None] = lambda folder: None,
+    validation_psnr: float | None,
+    write_model: Callable[[Path, int], None],
 ) -> Path:
     """Saves the state after `step` steps, then removes all but the newest `keep` and the best.
 
     Args:
         config: Of the run, as plain values.
         validation_psnr: In dB, measured at this very step, if it was. The best checkpoint is the one with the highest.
-        write_model: Writes the model of this step into a folder.
+        write_model: Writes the model as it is after so many steps into a folder.
     """
     folder = run.checkpoints / f"step_{step:08d}"
     arrays = {name: np.asarray(keras.ops.convert_to_numpy(variable), order="C") for name, variable in _state(model)}
@@ -66,7 +66,7 @@ def save_checkpoint(
     with new_folder(folder) as temporary:
         write_bytes(temporary / "state.safetensors", content)
         write_text(temporary / "state.json", json.dumps(description, indent=2) + "\n")
-        write_model(temporary / "model")
+        write_model(temporary / "model", step)
     _remove_old(run, keep, step)
     return folder
 

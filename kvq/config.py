@@ -114,6 +114,10 @@ class DataConfig(Section):
     validation: str | None = Field(None, min_length=1)
     validation_images: int = Field(2000, ge=1)
 
+    def place(self, split: str) -> str:
+        """Where images of a split come from."""
+        return self.validation or self.source if split == "test" else self.source
+
 
 class CheckpointConfig(Section):
     """When the whole training state is saved, and how many of the newest are kept beside the best."""
@@ -196,12 +200,12 @@ def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunCo
     try:
         return check(RunConfig, values, origin)
     except ConfigError as error:
-        kinds = {override.partition("=")[0].strip() for override in overrides} & {"model.network", "quantizer.kind"}
-        if not kinds or not any(mistake in str(error) for mistake in ("there is no such key", "is missing")):
-            raise
-        section, _, key = kinds.pop().partition(".")
-        way_out = f"Another {key} has other keys: give the section whole, as --set '{section}={{{key}=\"...\", ...}}'."
-        raise ConfigError(f"{error}\n{way_out}") from None
+        for section, key in (("model", "network"), ("quantizer", "kind")):
+            changed = any(override.partition("=")[0].strip() == f"{section}.{key}" for override in overrides)
+            if changed and any(misfit.startswith(f"{section}.") for misfit in error.misfits):
+                way_out = f"Another {key} has other keys: give the section whole, as --set '{section}={{{key}=\"...\", ...}}'."
+                raise ConfigError(f"{error}\n{way_out}", error.misfits) from None
+        raise
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:

@@ -1,5 +1,7 @@
 """What kvq raises when something is wrong that its user can mend. The command line prints these as their message alone."""
 
+from collections.abc import Sequence
+
 
 class KvqError(Exception):
     """Base of every error with a message for the user.
@@ -11,7 +13,14 @@ class KvqError(Exception):
 
 
 class ConfigError(KvqError):
-    """A configuration that does not exist, does not parse, or asks for what is not allowed."""
+    """A configuration that does not exist, does not parse, or asks for what is not allowed.
+
+    `misfits` are the keys, as `quantizer.decay`, that a section does not have or lacks.
+    """
+
+    def __init__(self, message: str, misfits: Sequence[str] = ()):
+        super().__init__(message)
+        self.misfits = tuple(misfits)
 
 
 class DataError(KvqError):

@@ -117,8 +117,7 @@ def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None
     Raises:
         DataError: If there are none, or they do not fit the model.
     """
-    place, listing = trained_on(path, config.data.name, split) if data is None else (str(data), None)
-    source = open_source(place, split, listing=listing)
+    source = own_images(path, config.data.name, split) if data is None else open_source(str(data), split)
     check_images(source, config.images.crop, config.images.pad, config.images.resize)
     if source.channels != config.images.channels:
         takes = "1 channel" if config.images.channels == 1 else f"{config.images.channels} channels"
@@ -165,21 +164,20 @@ def measure(model: VQVAE, batches: Iterable[Batch], progress: Progress | None = 
     }
 
 
-def trained_on(path: str | Path, name: str, split: str) -> tuple[str, Path | None]:
-    """Where the run that a model lies in had images of a split from, and its list of them; else the known name that it carries.
+def own_images(path: str | Path, name: str, split: str) -> Source:
+    """A split of the images of the run that a model lies in, which may be at a path; else of the known set that it names.
 
-    With the list, files that came later are not taken for held-out ones, nor do they move the border between the splits.
+    The run keeps the names of its files: those that came later are not taken for held-out ones, nor do they move the border
+    between the splits.
 
     Raises:
-        DataError: If that is no known name: what a model says is not taken for a path.
+        DataError: If that is no known name: what a model says is not taken for a path. Or if they cannot be had.
     """
     from kvq.run import Run
 
     run = Run(artifact.run_folder(path))
     if run.exists:
-        data = run.config.data
-        test = split == "test"
-        return (test and data.validation) or data.source, run.listing_file("validation" if test else "train")
+        return open_source(run.config.data.place(split), split, listing=run.listing_file(split))
     if name not in KNOWN:
         raise DataError(f"{path} was trained on {name!r}, which kvq does not know by name. Give --data, the images' place.")
-    return name, None
+    return open_source(name, split)

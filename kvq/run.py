@@ -160,7 +160,7 @@ class Run:
 
     def listing_file(self, split: str) -> Path:
         """Where the names of the files of a large folder are kept, so that it is walked through once."""
-        return self.folder / "listings" / split
+        return self.folder / "listings" / ("validation" if split == "test" else split)
 
     def drop_metrics_after(self, step: int) -> None:
         """Takes back what was logged after the checkpoint that a run resumes from."""

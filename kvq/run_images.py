@@ -31,19 +31,19 @@ def with_data(config: RunConfig, data: str | Path | None, validation_data: str |
     paths = {key: Path(name) for key, name in named.items() if name and name not in KNOWN}
     changes = {key: _absolute(path) for key, path in paths.items() if path.exists()}
     if data is not None:
-        changes["source"] = str(data) if str(data) in KNOWN else _absolute(locate(config.data.source, data))
+        changes["source"] = _place(config.data.source, data)
     if validation_data is not None:
-        place = str(validation_data)
-        changes["validation"] = place if place in KNOWN else _absolute(locate(place))
+        changes["validation"] = _place(str(validation_data), validation_data)
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
 def open_images(config: RunConfig, resumed: Run | None = None) -> tuple[Source, Source]:
     """Training and validation images that fit the configuration. A resumed run goes on with the files that it began with."""
     data = config.data
-    listings = [resumed.listing_file(name) if resumed else None for name in NAMES]
-    source = open_source(data.source, "train", listing=listings[0])
-    validation = open_source(_validation(config), "test", listing=listings[1])
+    source, validation = (
+        open_source(data.place(split), split, listing=resumed.listing_file(split) if resumed else None)
+        for split in ("train", "test")
+    )
     for images in (source, validation):
         check_images(images, data.crop, data.pad, data.resize)
     if validation.channels != source.channels:
@@ -60,11 +60,12 @@ def open_images(config: RunConfig, resumed: Run | None = None) -> tuple[Source, 
 
 def keep_listings(run: Run, source: Source, validation: Source) -> None:
     """Writes the names of a folder's files into the run, for those who resume it."""
-    for name, images in zip(NAMES, (source, validation), strict=True):
+    for images in (source, validation):
         listing = listing_of(images)
         if listing:
-            run.listing_file(name).parent.mkdir(exist_ok=True)
-            write_bytes(run.listing_file(name), listing)
+            file = run.listing_file(images.split)
+            file.parent.mkdir(exist_ok=True)
+            write_bytes(file, listing)
 
 
 def fingerprints(source: Source, validation: Source) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Sou
     for name, images in zip(NAMES, (source, validation), strict=True):
         now: Source = images
         if isinstance(images, FolderSource):  # opened with the names that the run keeps, so looked through once more
-            now = open_source(config.data.source if name == "train" else _validation(config), images.split)
+            now = open_source(config.data.place(images.split), images.split)
         known = before.get(name)
         # A run of an older kvq knows less of them.
         if isinstance(known, dict) and known and known.items() <= _fingerprint(now).items():
@@ -114,7 +115,8 @@ def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Sou
             old, new = set(images.names), set(now.names)
             gone, added = sorted(old - new), sorted(new - old)
             what += f"; {len(gone)} are gone{_first(gone)}, {len(added)} are new{_first(added)}"
-            what += "" if gone or added else "; files of these names hold something else"
+            if not gone and not added:
+                what += "; files of these names hold something else"
         raise RunError(
             f"The {name} images of {run.folder} have changed since it began: {what}. Bring them back, or give "
             "--changed-data to go on with the files that it began with."
@@ -131,13 +133,14 @@ def first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
     raise DataError(f"No image of {source.name} ({source.split}) can be used. The first: {skipped[0][0]}: {skipped[0][1]}.")
 
 
+def _place(source: str, data: str | Path) -> str:
+    """What was asked for, as a configuration names it."""
+    return str(data) if str(data) in KNOWN else _absolute(locate(source, data))
+
+
 def _absolute(path: Path) -> str:
     # Of what a link leads to, `..` is another folder than in the path as it is written.
     return str(path.resolve() if ".." in path.parts else path.absolute())
-
-
-def _validation(config: RunConfig) -> str:
-    return config.data.validation or config.data.source
 
 
 def _first(names: list[str]) -> str:

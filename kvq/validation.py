@@ -22,7 +22,8 @@ def check(model: type[Model], values: Mapping[str, Any], origin: str) -> Model:
         lines = [_in_words(model, dict(mistake)) for mistake in found[:_NAMED]]
         lines += [f"and {len(found) - _NAMED} more."] if len(found) > _NAMED else []
         mistakes = "".join(f"\n  {line if len(line) <= 500 else line[:500] + ' ...'}" for line in lines)
-        raise ConfigError(f"{origin} does not fit:{mistakes}") from None
+        misfits = [".".join(_walk(model, one["loc"])[1]) for one in found if one["type"] in ("extra_forbidden", "missing")]
+        raise ConfigError(f"{origin} does not fit:{mistakes}", misfits) from None
 
 
 def nearest(name: str, names: Any) -> str:

@@ -329,7 +329,7 @@ def run(tmp_path_factory, trained):
     run.listing_file("train").parent.mkdir()
     run.listing_file("train").write_bytes(Listing.of(["a.png", "b/c.png"]).to_bytes(**OF))
     for step in (3, 4):
-        save_checkpoint(run, trained, step, 2, CONFIG.model_dump(), 20.0)
+        save_checkpoint(run, trained, step, 2, CONFIG.model_dump(), 20.0, lambda folder, step: None)
     return run
 
 

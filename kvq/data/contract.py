@@ -1,6 +1,6 @@
 """What a collection of images is to everyone else: elements, batches, and the two kinds of source."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Element: ...
+
+    def identity(self) -> Iterable[bytes | memoryview]:
+        """What is not the same where the images have changed: their pixels, checksums or names."""
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,6 @@ from kvq.data.decoding import IMAGE_SUFFIXES
 from kvq.errors import DataError
 from kvq.untrusted import parse_json, read_bytes
 
-_ENDINGS = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 _LIMIT = 2**30  # bytes; ten million names have fewer
 
 
@@ -80,7 +79,9 @@ def _leave_their_folder(names: bytes) -> bool:
 
 
 def _are_images(names: bytes) -> bool:
-    return all(name.endswith(_ENDINGS) for name in names[:-1].lower().split(b"\0"))
+    """Whether each of them has one of the endings. None ends in two."""
+    lowered = names.lower()
+    return sum(lowered.count(suffix.encode() + b"\0") for suffix in IMAGE_SUFFIXES) == names.count(b"\0")
 
 
 def list_images(folder: Path) -> Listing:

@@ -6,7 +6,7 @@ a newline, and the encoded image.
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -116,3 +116,6 @@ class ShardSource:
         except Exception as error:  # ArrayRecord's errors have no common class
             raise BadImageError(name, str(error)) from error
         return {"image": decode(content, name), "label": label, "name": name}
+
+    def identity(self) -> Iterable[bytes]:
+        return [json.dumps(self.sha256).encode()]

@@ -1,9 +1,8 @@
 """Image collections: arrays in memory, or a folder of files that are decoded when asked for; `open_source` opens either."""
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +69,9 @@ class ArraySource:
         names = [self._name(i) for i in chosen]
         return {"images": self._images[chosen], "labels": self._labels[chosen], "names": names, "skipped": []}
 
+    def identity(self) -> Iterable[memoryview]:
+        return (np.ascontiguousarray(array).data for array in self.arrays)
+
     @property
     def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """All images and labels."""
@@ -120,6 +122,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> Element:
         name = self.names[index]
         return {"image": decode_image(self.folder / name, name), "label": -1, "name": name}
+
+    def identity(self) -> Iterable[bytes]:
+        return [self.names.content]
 
 
 def check_images(source: Source, crop: int, pad: int = 0, resize: int | None = None) -> None:
@@ -206,15 +211,8 @@ def listing_of(source: Source) -> bytes | None:
 def fingerprint(source: Source) -> dict[str, Any]:
     """`images` (how many) and `sha256`: of the names of files; of the arrays, or of the shards' own checksums, elsewhere."""
     digest = hashlib.sha256()
-    if isinstance(source, ArraySource):
-        for array in source.arrays:
-            digest.update(np.ascontiguousarray(array).data)
-    elif isinstance(source, ShardSource):
-        digest.update(json.dumps(source.sha256).encode())
-    elif isinstance(source, FolderSource):
-        digest.update(source.names.content)
-    else:
-        raise NotImplementedError(f"Nothing here tells whether a {type(source).__name__} has changed.")
+    for part in source.identity():
+        digest.update(part)
     return {"images": len(source), "sha256": digest.hexdigest()}
 
 

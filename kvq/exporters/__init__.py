@@ -118,15 +118,16 @@ def export(
         "image_size": f"free, multiples of {step}" if free else f"{side}x{side}",
         "parts": {},
     }
-    for name in [] if of_this_model else wanted:
-        _remove(out / f"{name}.{exporter.extension}")
     if of_this_model:
         report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
+    else:
+        for name in wanted:
+            _remove(out / f"{name}.{exporter.extension}")
     with quiet():
         samples = make_samples(tokenizer, images, free)
     if bundle:
         _remove(out / bundle.entry)
-    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+    _write_report(out, report)
     write_text(out / "example.py", example(exporter, config))
     for name, part in build_parts(tokenizer).items():
         if name not in wanted:
@@ -149,10 +150,10 @@ def export(
             _remove(file)
             raise
         finally:
-            write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+            _write_report(out, report)
     if bundle and archive:
         report |= bundle.write(out, tokenizer, archive, free)
-        write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+        _write_report(out, report)
     return report
 
 
@@ -175,6 +176,10 @@ def _write_and_load(format: str, exporter: Exporter, part: Part, path: Path) -> 
     except Exception as error:
         message = f"The runtime of {format} refuses the {name} that {current_backend()} wrote: {type(error).__name__}: "
         raise ExportError(message + str(error).strip()) from error
+
+
+def _write_report(out: Path, report: dict[str, Any]) -> None:
+    write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
 
 
 def _earlier_report(out: Path, format: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from PIL import Image
 from kvq.artifact import ArtifactConfig
 from kvq.data import evaluation_batches, evaluation_transforms, iterate, open_source
 from kvq.errors import KvqError
-from kvq.evaluation import trained_on
+from kvq.evaluation import own_images
 
 COMPARED = 64
 SHIPPED = "fashion_mnist_mini"
@@ -21,8 +21,7 @@ def sample_images(path: str | Path, config: ArtifactConfig) -> tuple[np.ndarray,
     """
     wanted = config.images
     try:
-        place, listing = trained_on(path, config.data.name, "test")
-        source = open_source(place, "test", listing=listing)
+        source = own_images(path, config.data.name, "test")
         transforms = evaluation_transforms(wanted.pad, wanted.crop, wanted.resize)
         images = next(iterate(evaluation_batches(source, transforms, COMPARED), threads=0))["images"]
         if images.shape[-1] == wanted.channels and len(images):

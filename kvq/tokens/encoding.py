@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kvq import artifact
-from kvq.data.token_set import MOST_SHARDS
+from kvq.data.token_set import MOST_SHARDS, PLAN
 from kvq.errors import TokensError
 from kvq.evaluation import images_for
 from kvq.progress import Progress
@@ -76,16 +76,12 @@ def encode(
     job = Job(Path(path), str(data), source, out, plan)
     try:
         described = shards.begin(out, plan)
-    except OSError as error:
-        raise TokensError(f"{out} cannot be written: {error.strerror or error}. Give another --out.") from error
-    try:
         share = shards.numbers(plan)[part::parts] if described is None else range(0)
         mine, encoded, seconds = _encode_share(engine or LocalEngine(), job, share, progress)
         described = described or shards.join(out, plan)
     except OSError as error:
-        raise TokensError(
-            f"{out} cannot be written: {error.strerror or error}. What is encoded already is kept; run it again."
-        ) from error
+        way_out = "What is encoded already is kept; run it again." if (out / PLAN).exists() else "Give another --out."
+        raise TokensError(f"{out} cannot be written: {error.strerror or error}. {way_out}") from error
     written = described.shards if described else [note.shard for note in mine if note.shard]
     return {
         "out": str(out),
