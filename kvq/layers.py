@@ -10,10 +10,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from kvq import backends
-from kvq.ops import Tensor, transposed_convolution
-
-_CHANNELS_FIRST = backends.convolves_channels_first(keras.backend.backend())
+from kvq.convolutions import convolution, transposed_convolution
+from kvq.ops import Tensor
 
 
 @keras.saving.register_keras_serializable(package="kvq")
@@ -21,10 +19,7 @@ class Conv2D(layers.Conv2D):
     """`keras.layers.Conv2D` in the layout in which the backend convolves. No dilation, groups or activation."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1) == self.strides and _gradients_are_slow():
-            # The same, and the kernel's gradient in a tenth of the time.
-            return ops.matmul(inputs, self.kernel[0, 0]) + self.bias
-        return _convolve(ops.conv, inputs, self.kernel, self.strides, self.padding) + self.bias
+        return convolution(inputs, self.kernel, self.strides, self.padding) + self.bias
 
 
 @keras.saving.register_keras_serializable(package="kvq")
@@ -32,28 +27,7 @@ class Conv2DTranspose(layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` in the layout in which the backend convolves. No dilation or activation."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        if _CHANNELS_FIRST and self.strides == (1, 1) and all(size % 2 for size in self.kernel_size):
-            # The same numbers, and no border to compute and throw away: 0.7 times the time on PyTorch. No faster elsewhere, where
-            # TensorFlow's converter to ONNX takes the turned kernel wrongly. (With an even side the odd row of padding would lie
-            # at the other end.)
-            kernel = ops.transpose(ops.flip(self.kernel, (0, 1)), (0, 1, 3, 2))
-            return _convolve(ops.conv, inputs, kernel, self.strides, self.padding) + self.bias
-        if self.strides != (1, 1) and self.padding == "same" and _gradients_are_slow():
-            return transposed_convolution(inputs, ops.convert_to_tensor(self.kernel), self.strides) + self.bias
-        return _convolve(ops.conv_transpose, inputs, self.kernel, self.strides, self.padding) + self.bias
-
-
-def _gradients_are_slow() -> bool:
-    # Asked when a layer is called: the answer is that of a device, and to look for devices early is to choose them.
-    return backends.gradients_of_kernels_are_slow(keras.backend.backend())
-
-
-def _convolve(operation: Any, inputs: Tensor, kernel: Tensor, strides: tuple[int, ...], padding: str) -> Tensor:
-    if not _CHANNELS_FIRST:
-        return operation(inputs, kernel, strides=strides, padding=padding, data_format="channels_last")
-    inputs = ops.transpose(inputs, (0, 3, 1, 2))
-    outputs = operation(inputs, kernel, strides=strides, padding=padding, data_format="channels_first")
-    return ops.transpose(outputs, (0, 2, 3, 1))
+        return transposed_convolution(inputs, self.kernel, self.strides, self.padding) + self.bias
 
 
 @keras.saving.register_keras_serializable(package="kvq")

@@ -156,61 +156,6 @@ def unit_norm(vectors: Tensor) -> Tensor:
     return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=-1, keepdims=True), 1e-24))
 
 
-def transposed_convolution(inputs: Tensor, kernel: Tensor, strides: tuple[int, int]) -> Tensor:
-    """Transposed convolution with "same" padding, whose gradients are a convolution and one matrix product.
-
-    The same numbers as `keras.ops.conv_transpose`. XLA derives the kernel's gradient as a convolution dilated by the strides, for
-    which it has no fast code on CPUs: up to 100 times the time (jax-ml/jax #23783, openxla/xla #34273).
-
-    Args:
-        inputs: Float tensor (batch, h, w, channels).
-        kernel: Float tensor (height, width, filters, channels).
-        strides: Of height and width.
-
-    Returns:
-        Float tensor (batch, h * strides[0], w * strides[1], filters).
-    """
-
-    @ops.custom_gradient
-    def convolve(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
-        def gradients(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
-            upstream = args[0] if upstream is None else upstream
-            # A transposed convolution is the gradient of a convolution, so that its own gradients are that convolution's forward
-            # pass and the gradient of its kernel.
-            of_inputs = ops.conv(upstream, kernel, strides=strides, padding="same", data_format="channels_last")
-            rows = patches(upstream, (kernel.shape[0], kernel.shape[1]), strides)
-            columns = ops.transpose(ops.reshape(inputs, (-1, inputs.shape[-1])))
-            products = ops.matmul(columns, ops.reshape(rows, (-1, rows.shape[-1])))
-            return of_inputs, ops.transpose(ops.reshape(products, (-1, *kernel.shape[:-1])), (1, 2, 3, 0))
-
-        outputs = ops.conv_transpose(inputs, kernel, strides=strides, padding="same", data_format="channels_last")
-        return outputs, gradients
-
-    return convolve(inputs, kernel)
-
-
-def patches(images: Tensor, size: tuple[int, int], strides: tuple[int, int]) -> Tensor:
-    """What a convolution with "same" padding sees at each position: (b, h, w, c) to (b, h/strides, w/strides, size * size * c).
-
-    Height and width are multiples of the strides. `keras.ops.image.extract_patches` does it by a convolution, which is slower.
-    """
-    height, width = (images.shape[axis + 1] // strides[axis] for axis in (0, 1))
-    missing = [max(size[axis] - strides[axis], 0) for axis in (0, 1)]
-    images = ops.pad(images, ((0, 0), *((total // 2, total - total // 2) for total in missing), (0, 0)))
-    return ops.concatenate(
-        [
-            images[
-                :,
-                row : row + (height - 1) * strides[0] + 1 : strides[0],
-                column : column + (width - 1) * strides[1] + 1 : strides[1],
-            ]
-            for row in range(size[0])
-            for column in range(size[1])
-        ],
-        axis=-1,
-    )
-
-
 def mean_per_image(values: Tensor) -> Tensor:
     """Mean over all axes but the first: (batch, ...) becomes (batch,), in float32."""
     return ops.mean(ops.cast(values, "float32"), axis=tuple(range(1, len(values.shape))))

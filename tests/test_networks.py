@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kvq import backends, config
+from kvq import config
 from kvq.layers import Chain, Conv2D, Conv2DTranspose, InstanceNormalization, Residual, leaf_layers
 from kvq.networks import DECODERS, ENCODERS, build_decoder, build_encoder
 
@@ -286,40 +286,6 @@ def test_convolutions_equal_those_of_keras(size, strides):
             layer.bias.assign(np.arange(5.0))
         assert tuple(one.compute_output_shape(batch.shape)) == tuple(one(batch).shape)
         np.testing.assert_allclose(array(one(batch)), array(other(batch)), atol=1e-5)
-
-
-class Gradients(keras.Model):
-    """A layer whose loss is the weighted sum of its outputs; after SGD(1) its weights have moved by their gradients."""
-
-    def __init__(self, layer, weights):
-        super().__init__()
-        self.layer, self.weighting = layer, ops.convert_to_tensor(weights)
-
-    def call(self, inputs):
-        return ops.sum(ops.cast(self.layer(inputs), "float32") * self.weighting)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return y_pred
-
-
-@pytest.mark.parametrize("slow", [False, True], ids=["as the backend does", "spelt out"])
-@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
-@pytest.mark.parametrize(("kind", "size", "strides"), [("Conv2D", 1, 1), ("Conv2DTranspose", 4, 2), ("Conv2DTranspose", 3, 2)])
-def test_gradients_of_convolutions_equal_those_of_keras(monkeypatch, kind, size, strides, policy, tolerance, slow):
-    monkeypatch.setattr(backends, "gradients_of_kernels_are_slow", lambda name: slow)
-    batch, moved = images(4, 6, 8, 3), []
-    weighting = np.random.default_rng(1).normal(size=(4, 6 * strides, 8 * strides, 5)).astype("float32")
-    start = np.random.default_rng(2).normal(size=(size, size, *((5, 3) if strides > 1 else (3, 5)))).astype("float32")
-    for layer_class in ({"Conv2D": Conv2D, "Conv2DTranspose": Conv2DTranspose}[kind], getattr(layers, kind)):
-        layer = layer_class(5, size, strides, padding="same", dtype=policy)
-        model = Gradients(layer, weighting)
-        layer.build(batch.shape)
-        layer.kernel.assign(start)
-        model.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
-        model.train_on_batch(batch)
-        moved.append([array(weight) for weight in layer.weights])
-    for ours, theirs in zip(*moved, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
 
 
 def test_chains_compute_their_members_in_order_and_survive_their_config():

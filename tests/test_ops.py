@@ -12,13 +12,11 @@ from kvq.ops import (
     gather_codes,
     mean_per_image,
     nearest_code,
-    patches,
     perplexity,
     psnr_from_mse,
     rescale,
     straight_through,
     to_uint8,
-    transposed_convolution,
     usage,
 )
 
@@ -336,54 +334,3 @@ def test_psnr_from_mse_is_of_peak_two_and_at_most_100():
     mse = np.array([4.0, 0.04, 1e-3, 1e-9, 0.0], "float32")
     expected = np.minimum(10 * np.log10(4 / np.maximum(mse.astype("float64"), 1e-30)), 100)
     np.testing.assert_allclose(on_tensors(psnr_from_mse, mse), expected, atol=1e-4)
-
-
-# Transposed convolutions.
-
-
-def paste(inputs, kernel, strides):
-    """A transposed convolution: every input pastes the kernel, scaled, at its place; "same" cuts what juts out evenly."""
-    batch, height, width, _ = inputs.shape
-    rows, columns, filters, _ = kernel.shape
-    canvas = np.zeros((batch, height * strides[0] + rows, width * strides[1] + columns, filters))
-    for row in range(height):
-        for column in range(width):
-            stamp = np.einsum("bi,hwoi->bhwo", inputs[:, row, column], kernel)
-            top, left = row * strides[0], column * strides[1]
-            canvas[:, top : top + rows, left : left + columns] += stamp
-    top, left = (max(size - stride, 0) // 2 for size, stride in ((rows, strides[0]), (columns, strides[1])))
-    return canvas[:, top : top + height * strides[0], left : left + width * strides[1]]
-
-
-@pytest.mark.parametrize(
-    ("size", "strides"),
-    [((4, 4), (2, 2)), ((3, 3), (2, 2)), ((5, 3), (2, 3)), ((2, 2), (2, 2)), ((1, 2), (3, 1)), ((3, 3), (1, 1))],
-)
-def test_gradients_of_a_transposed_convolution_are_those_of_its_definition(rng, size, strides):
-    inputs, kernel = normal(rng, 2, 3, 4, 3), normal(rng, *size, 5, 3)
-    weights = normal(rng, 2, 3 * strides[0], 4 * strides[1], 5)
-    x, w, g = (values.astype("float64") for values in (inputs, kernel, weights))
-    outputs = on_tensors(lambda x, w: transposed_convolution(x, w, strides), inputs, kernel)
-    np.testing.assert_allclose(outputs, paste(x, w, strides), atol=1e-5)
-    # By one argument at a time, and linear in it, so that the derivative along a unit vector is the value there.
-    (of_inputs,) = gradients(
-        lambda x: ops.multiply(weights, transposed_convolution(x, ops.convert_to_tensor(kernel), strides)), inputs
-    )
-    (of_kernel,) = gradients(
-        lambda w: ops.multiply(weights, transposed_convolution(ops.convert_to_tensor(inputs), w, strides)), kernel
-    )
-    for place in rng.permutation(list(np.ndindex(x.shape)))[:20]:
-        unit = np.zeros_like(x)
-        unit[tuple(place)] = 1.0
-        np.testing.assert_allclose(of_inputs[tuple(place)], (g * paste(unit, w, strides)).sum(), rtol=1e-5, atol=1e-5)
-    for place in rng.permutation(list(np.ndindex(w.shape)))[:20]:
-        unit = np.zeros_like(w)
-        unit[tuple(place)] = 1.0
-        np.testing.assert_allclose(of_kernel[tuple(place)], (g * paste(x, unit, strides)).sum(), rtol=1e-5, atol=1e-5)
-
-
-def test_patches_are_what_a_convolution_sees(rng):
-    images, kernel = normal(rng, 2, 6, 9, 4), normal(rng, 4, 3, 4, 7)
-    seen = on_tensors(lambda x: patches(x, (4, 3), (2, 3)), images)
-    expected = on_tensors(lambda x, w: ops.conv(x, w, (2, 3), "same", data_format="channels_last"), images, kernel)
-    np.testing.assert_allclose(seen @ kernel.reshape(-1, 7), expected, atol=1e-5)

@@ -7,6 +7,7 @@ keras.json is not read, since Keras writes "tensorflow" into it unasked.
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -34,9 +35,12 @@ CHANNELS_FIRST = {"torch"}
 FAST_ARGMIN = {"torch"}
 # A shape that was not seen before costs these a compilation, of seconds.
 COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
-# The gradients of some kernels are slow on CPUs here: spelt out, a step took 0.28 of the time on 32x32 images with `paper`, 0.18
+# The gradients of kernels are slow on CPUs here: spelt out, a step took XXX of the time on 32x32 images with `paper`, XXX
 # on 128x128 with `resnet`. PyTorch gains nothing by it, and TensorFlow loses a third.
 XLA_GRADIENTS = {"jax"}
+# Channels from which on Winograd's tiles beat the gradients of a 3x3 convolution on CPUs, by up to 2 times on PyTorch. On
+# TensorFlow they gain on some machines and shapes, and lose on others.
+WINOGRAD_CHANNELS = {"jax": 32, "torch": 64}
 # Keras takes several training steps at a stretch on these, and refuses to on PyTorch.
 SEVERAL_STEPS = {"jax", "tensorflow"}
 JAX_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -162,8 +166,14 @@ def compiles_each_shape(name: str) -> bool:
 
 @functools.cache
 def gradients_of_kernels_are_slow(name: str) -> bool:
-    """Whether to spell out the gradients of transposed and 1x1 convolutions' kernels as products. May import the backend."""
+    """Whether to spell out the gradients of convolutions' kernels as products of matrices. May import the backend."""
     return name in XLA_GRADIENTS and devices(name)[0] == "cpu"
+
+
+@functools.cache
+def winograd_channels(name: str) -> float:
+    """How many channels a 3x3 convolution needs for its gradients to be faster in Winograd's tiles. May import the backend."""
+    return WINOGRAD_CHANNELS.get(name, math.inf) if devices(name)[0] == "cpu" else math.inf
 
 
 @functools.cache
