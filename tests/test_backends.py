@@ -212,8 +212,9 @@ def test_what_the_environment_says_about_memory_stays(setting, value):
     assert not told
 
 
+@pytest.mark.parametrize("name", ["jax", "tensorflow", "torch"])
 @pytest.mark.parametrize(("limit", "expected"), [(2**40, 2**30), (2**25, 2**25), (2**20, None)])
-def test_an_older_c_library_keeps_what_it_can_or_is_left_as_it_is(monkeypatch, limit, expected):
+def test_an_older_c_library_keeps_what_it_can_or_is_left_as_it_is(monkeypatch, limit, expected, name):
     asked = []
 
     def mallopt(setting, value):
@@ -224,10 +225,11 @@ def test_an_older_c_library_keeps_what_it_can_or_is_left_as_it_is(monkeypatch, l
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=mallopt))
     monkeypatch.setattr(memory, "gpu_found", lambda: False)
     monkeypatch.setattr(memory.sys, "platform", "linux")
-    for name in [name for name in os.environ if name.startswith("MALLOC_")] + ["GLIBC_TUNABLES", "LD_PRELOAD"]:
-        monkeypatch.delenv(name, raising=False)
-    assert memory.keep_freed_memory("jax") is (expected is not None)
-    kept = [(memory.MMAP_THRESHOLD, expected), (memory.TRIM_THRESHOLD, -1), (memory.ARENA_MAX, 1)]
+    for setting in [each for each in os.environ if each.startswith("MALLOC_")] + ["GLIBC_TUNABLES", "LD_PRELOAD"]:
+        monkeypatch.delenv(setting, raising=False)
+    assert memory.keep_freed_memory(name) is (expected is not None)
+    of_threads = {"jax": [(memory.ARENA_MAX, 1)], "tensorflow": [(memory.TOP_PAD, 2**26)], "torch": []}
+    kept = [(memory.MMAP_THRESHOLD, expected), (memory.TRIM_THRESHOLD, -1), *of_threads[name]]
     assert asked == (kept if expected else [])
 
 

@@ -7,11 +7,13 @@ import sys
 from kvq.backends import gpu_found
 
 # glibc's names for them (malloc.h).
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 # Bytes in one block; larger ones go back to the system. Before version 2.35 glibc takes no more than the second.
 LARGEST_KEPT = 2**30, 2**25
 # These allocate in several threads, each of which would keep its own.
 ALLOCATES_IN_THREADS = {"jax"}
+# Here each thread is to have its own, but glibc gives back the pieces of 64 MiB that this consists of, unless so much is to spare.
+THREADS_KEEP = {"tensorflow": 2**26}
 
 
 def keep_freed_memory(name: str) -> bool:
@@ -19,7 +21,8 @@ def keep_freed_memory(name: str) -> bool:
 
     Left to itself it gives large blocks back to the system at once, and the tensors of each step are mapped and cleared page by
     page again: a tenth of the time of a step of `mscoco_resnet` on PyTorch, a quarter on JAX (two CPU cores). Kept memory lies in
-    pieces: these processes held 0.1 and 0.3 to 0.9 GB more. TensorFlow keeps its memory by itself.
+    pieces: these processes held 0.1 and 0.3 to 0.9 GB more. TensorFlow, whose step of W1 (docs/benchmarks.md) had half a gigabyte
+    mapped anew on one processor, took 0.6 of the time; on another it kept its memory by itself.
 
     Args:
         name: The backend.
@@ -40,4 +43,6 @@ def keep_freed_memory(name: str) -> bool:
     tell(TRIM_THRESHOLD, -1)
     if name in ALLOCATES_IN_THREADS:
         tell(ARENA_MAX, 1)
+    if name in THREADS_KEEP:
+        tell(TOP_PAD, THREADS_KEEP[name])
     return True
