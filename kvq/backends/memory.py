@@ -12,7 +12,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 LARGEST_KEPT = 2**30, 2**25
 # These allocate in several threads, each of which would keep its own.
 ALLOCATES_IN_THREADS = {"jax"}
-# Here each thread is to have its own, but glibc gives back the pieces of 64 MiB that this consists of, unless so much is to spare.
+# Here each has its own, in pieces of 64 MiB that glibc gives back whole, unless it is to have so much to spare.
 THREADS_KEEP = {"tensorflow": 2**26}
 
 
