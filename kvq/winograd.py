@@ -13,7 +13,6 @@ from kvq.ops import Tensor
 
 # Of the height and width of images: in larger ones the change of basis takes longer than is gained.
 LARGEST = 64
-TILE, COEFFICIENTS = 4, 6
 # Rows: the coefficients of six inputs, of four outputs, of three weights (transposed where the source applies them to outputs).
 OF_INPUTS = np.array(
     [
@@ -27,6 +26,7 @@ OF_INPUTS = np.array(
 )
 OF_OUTPUTS = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 1]])
 OF_WEIGHTS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+COEFFICIENTS, TILE = OF_OUTPUTS.shape
 
 
 def gradients(inputs: Tensor, kernel: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:

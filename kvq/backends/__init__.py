@@ -36,7 +36,7 @@ FAST_ARGMIN = {"torch"}
 # A shape that was not seen before costs these a compilation, of seconds.
 COMPILES_EACH_SHAPE = {"jax", "tensorflow"}
 # The gradients of kernels are slow on CPUs here: spelt out, a step took 0.34 of the time of a loop by hand on 32x32
-# images with `paper`, 0.23 on 128x128 with `resnet`. PyTorch gains nothing by it, and TensorFlow loses a third.
+# images with `paper`, 0.23 on 128x128 with `resnet`. PyTorch gains nothing by it in small images, and TensorFlow loses a third.
 XLA_GRADIENTS = {"jax"}
 # Channels from which on Winograd's tiles beat the gradients of a 3x3 convolution on CPUs, by up to 2 times on PyTorch. On
 # TensorFlow they gain on some machines and shapes, and lose on others.
