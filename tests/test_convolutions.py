@@ -237,7 +237,7 @@ class Trained(keras.Model):
 )
 def test_layers_learn_as_those_of_keras(go, way, kind, size, strides, policy, tolerance):
     go(way)
-    batch, moved = np.random.default_rng(0).uniform(-1, 1, (4, 6, 8, 3)).astype("float32"), []
+    batch, given, moved = np.random.default_rng(0).uniform(-1, 1, (4, 6, 8, 3)).astype("float32"), [], []
     weighting = None
     for layer_class in ({"Conv2D": Conv2D, "Conv2DTranspose": Conv2DTranspose}[kind], getattr(layers, kind)):
         layer = layer_class(5, size, strides, padding="same", dtype=policy)
@@ -245,9 +245,10 @@ def test_layers_learn_as_those_of_keras(go, way, kind, size, strides, policy, to
         layer.kernel.assign(np.random.default_rng(2).normal(size=layer.kernel.shape))
         if weighting is None:
             weighting = np.random.default_rng(1).normal(size=layer.compute_output_shape(batch.shape)).astype("float32")
+        given.append(array(layer(batch)))  # outside of a compiled step, where TensorFlow treats variables otherwise
         model = Trained(layer, weighting)
         model.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
         model.train_on_batch(batch)
         moved.append([array(weight) for weight in layer.weights])
-    for ours, theirs in zip(*moved, strict=True):
+    for ours, theirs in zip((given[0], *moved[0]), (given[1], *moved[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
