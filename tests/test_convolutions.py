@@ -168,9 +168,8 @@ def test_tiles_cost_little_accuracy(rng):
     of_inputs = sum(around[:, rows, columns] @ kernel[2 - row, 2 - column].T for row, column, rows, columns in places)
     of_kernel = np.stack([np.einsum("bhwi,bhwo->io", padded[:, rows, columns], upstream) for _, _, rows, columns in places])
     for found, plain, expected in zip(tiles, own, (of_inputs, of_kernel.reshape(kernel.shape)), strict=True):
-        spread = np.sqrt(np.mean(np.square(expected)))
-        assert np.abs(plain - expected).max() / spread < 2e-5
-        assert np.abs(found - expected).max() / spread < 1e-4
+        errors = [np.sqrt(np.mean(np.square(one - expected)) / np.mean(np.square(expected))) for one in (plain, found)]
+        assert errors[0] < 1e-6 and errors[1] < 1.3e-6
 
 
 @pytest.mark.parametrize(
