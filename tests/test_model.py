@@ -129,14 +129,15 @@ def test_evaluate_on_a_ragged_last_batch_adds_up(images):
     assert abs(np.mean(halves) - error.mean()) > 1e-3 * error.mean(), "The mean over batches would pass as well."
 
 
-def test_fit_on_a_ragged_last_batch_adds_up_and_learns(model, images):
+def test_fit_on_a_ragged_last_batch_adds_up_and_learns(model):
+    images = np.random.default_rng(2).integers(0, 2, (7, 2, 3, CHANNELS)).repeat(4, 1).repeat(4, 2).astype("uint8") * 255
     model.compile(optimizer=keras.optimizers.Adam(0.01))
     before = weights(model)
-    history = model.fit(images, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+    history = model.fit(images, batch_size=4, epochs=6, shuffle=False, verbose=0).history
     terms = ("reconstruction", *model.quantizer.loss_names)
-    for epoch in range(2):
-        total = sum(float(history[name][epoch]) for name in terms)
-        assert float(history["loss"][epoch]) == pytest.approx(total, rel=1e-6)
+    for epoch, loss in enumerate(history["loss"]):
+        assert float(loss) == pytest.approx(sum(float(history[name][epoch]) for name in terms), rel=1e-6)
+    assert float(history["reconstruction"][-1]) < float(history["reconstruction"][0]) - 0.003
     after = weights(model)
     for part in ("encoder", "decoder"):
         assert all((after[weight.path] != before[weight.path]).any() for weight in getattr(model, part).weights)
@@ -144,13 +145,6 @@ def test_fit_on_a_ragged_last_batch_adds_up_and_learns(model, images):
     still = {"initialised"} | ({"codebook"} if isinstance(model.quantizer, SimVectorQuantizer) else set())
     for weight in model.quantizer.weights:
         assert (after[weight.path] != before[weight.path]).any() == (weight.name not in still), weight.path
-
-
-def test_training_lowers_the_loss(model):
-    images = np.random.default_rng(2).integers(0, 2, (4, 2, 2, CHANNELS)).repeat(4, 1).repeat(4, 2).astype("uint8") * 255
-    model.compile(optimizer=keras.optimizers.Adam(0.01))
-    history = model.fit(images, batch_size=4, epochs=8, verbose=0).history
-    assert float(history["reconstruction"][-1]) < float(history["reconstruction"][0]) - 0.003
 
 
 def test_predict_gives_the_same_tree_for_all_images(model, images):
