@@ -180,6 +180,7 @@ def test_tiles_cost_little_accuracy(rng):
         ((8, 65), 4, 4, 3, 1, "float32", False),
         ((8, 8), 3, 4, 3, 1, "float32", False),
         ((8, 8), 4, 3, 3, 1, "float32", False),
+        ((8, 8), 3, 6, 3, 1, "float32", True),  # 4 in the harmonic mean
         ((8, 8), 4, 4, 5, 1, "float32", False),
         ((8, 8), 4, 4, 3, 2, "float32", False),
         ((8, 8), 4, 4, 3, 1, "bfloat16", False),
