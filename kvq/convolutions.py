@@ -15,6 +15,9 @@ from kvq.ops import Tensor
 
 # Of a product of matrices, from which on more of them make it no faster.
 _COLUMNS = 128
+# Numbers of images, as the places of a kernel see them, to copy at once: 256 MiB in float32. XLA holds the copies of many
+# convolutions together, which at 512x512 was more than 24 GB.
+_COPIED = 2**26
 _CHANNELS_FIRST = backends.convolves_channels_first(keras.backend.backend())
 
 
@@ -113,6 +116,26 @@ def _of_kernel(images: Tensor, upstream: Tensor, size: tuple[int, int], strides:
         size: Height and width of the kernel.
         strides: Of height and width.
     """
+    batch, height, width, filters = upstream.shape
+    an_image = height * width * size[0] * size[1] * images.shape[-1]
+    together = _part(batch, _COPIED // an_image)
+    if together == batch:
+        return _of_kernel_at_once(images, upstream, size, strides)
+
+    def add(total: Tensor, part: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
+        return total + ops.cast(_of_kernel_at_once(*part, size, strides), "float32"), None
+
+    parts = [ops.reshape(tensor, (-1, together, *tensor.shape[1:])) for tensor in (images, upstream)]
+    total, _ = ops.scan(add, ops.zeros((*size, images.shape[-1], filters), "float32"), tuple(parts))
+    return ops.cast(total, upstream.dtype)
+
+
+def _part(count: int | None, most: int) -> int | None:
+    """The largest divisor of `count` up to `most`, at least 1; None where the count is not known."""
+    return count and next((part for part in range(min(most, count), 1, -1) if not count % part), 1)
+
+
+def _of_kernel_at_once(images: Tensor, upstream: Tensor, size: tuple[int, int], strides: tuple[int, int]) -> Tensor:
     channels, filters = images.shape[-1], upstream.shape[-1]
     columns = ops.transpose(ops.reshape(upstream, (-1, filters)))
     # As few products as are large enough, since each reads all of upstream; and no more than that is copied at once.

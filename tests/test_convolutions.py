@@ -157,6 +157,17 @@ def test_many_channels_are_multiplied_in_parts(rng, go, monkeypatch):
     assert_gradients(rng, convolution, gather, inputs, kernel, (2, 2))
 
 
+@pytest.mark.parametrize(("batch", "most", "together"), [(6, 4, 3), (6, 6, 6), (5, 4, 1), (2, 0, 1)])
+def test_what_large_batches_see_is_copied_in_parts(rng, go, monkeypatch, batch, most, together):
+    go("spelt out")
+    monkeypatch.setattr(convolutions, "_COPIED", most * 4 * 2 * 9 * 3)  # what nine places see of an image of three channels
+    seen, real = [], convolutions._of_kernel_at_once
+    monkeypatch.setattr(convolutions, "_of_kernel_at_once", lambda *given: seen.append(given[0].shape[0]) or real(*given))
+    inputs, kernel = normal(rng, batch, 8, 4, 3), normal(rng, 3, 3, 3, 5)
+    assert_gradients(rng, convolution, gather, inputs, kernel, (2, 2))
+    assert set(seen) == {together}
+
+
 def test_tiles_cost_little_accuracy(rng):
     """Against float64, beside what the backend's own gradients in float32 are off."""
     inputs, kernel, upstream = normal(rng, 4, 8, 8, 64), normal(rng, 3, 3, 64, 64), normal(rng, 4, 8, 8, 64)
