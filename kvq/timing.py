@@ -7,6 +7,7 @@ take turns, since other work on a machine comes and goes: compare ratios, not se
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -129,6 +130,8 @@ class _Worker:
         answer = self.process.stdout.readline()
         if not answer:
             status = self.process.wait()
+            if status == -signal.SIGKILL:  # by the system, and what it said last is about something else
+                raise TrainingError("killed, probably for want of memory: make train.batch_size or data.crop smaller")
             self.said.seek(0)
             raise TrainingError((self.said.read().strip().splitlines() or [f"ended with status {status}"])[-1])
         facts = json.loads(answer)

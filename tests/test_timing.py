@@ -57,6 +57,12 @@ def test_a_backend_that_cannot_be_used_is_named_with_its_reason(monkeypatch):
         kvq.benchmark("fashion_mnist_mini", names=[HERE], rounds=1)
 
 
+def test_one_that_the_system_kills_is_said_to_want_memory(monkeypatch):
+    monkeypatch.setattr(timing, "WORKER", "import os, sys; print('oneDNN is on', file=sys.stderr); os.kill(os.getpid(), 9)")
+    with pytest.raises(TrainingError, match=f"{HERE}: killed, probably for want of memory: make train.batch_size"):
+        kvq.benchmark("fashion_mnist_mini", names=[HERE], rounds=1)
+
+
 def test_one_that_fails_leaves_the_others_their_turns(monkeypatch):
     monkeypatch.setattr(backends, "installed", lambda: [HERE, "other"])
     monkeypatch.setattr(backends, "versions", lambda: {HERE: "1", "other": "2"})
