@@ -118,9 +118,9 @@ def _of_kernel(images: Tensor, upstream: Tensor, size: tuple[int, int], strides:
     """
     batch, height, width, filters = upstream.shape
     an_image = height * width * size[0] * size[1] * images.shape[-1]
-    together = _part(batch, _COPIED // an_image)
-    if together == batch:
+    if batch is None or batch * an_image <= _COPIED:
         return _of_kernel_at_once(images, upstream, size, strides)
+    together = max(part for part in range(1, batch + 1) if batch % part == 0 and part * an_image <= max(_COPIED, an_image))
 
     def add(total: Tensor, part: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
         return total + ops.cast(_of_kernel_at_once(*part, size, strides), "float32"), None
@@ -128,11 +128,6 @@ def _of_kernel(images: Tensor, upstream: Tensor, size: tuple[int, int], strides:
     parts = [ops.reshape(tensor, (-1, together, *tensor.shape[1:])) for tensor in (images, upstream)]
     total, _ = ops.scan(add, ops.zeros((*size, images.shape[-1], filters), "float32"), tuple(parts))
     return ops.cast(total, upstream.dtype)
-
-
-def _part(count: int | None, most: int) -> int | None:
-    """The largest divisor of `count` up to `most`, at least 1; None where the count is not known."""
-    return count and next((part for part in range(min(most, count), 1, -1) if not count % part), 1)
 
 
 def _of_kernel_at_once(images: Tensor, upstream: Tensor, size: tuple[int, int], strides: tuple[int, int]) -> Tensor:

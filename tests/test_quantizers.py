@@ -64,7 +64,7 @@ DROPS_LEVELS = {"residual"}
 # Their training codes carry a gradient to weights that the call itself computed them with.
 NO_STATE = {"finite_scalar", "symmetric_finite_scalar", "lookup_free", "binary_spherical", "projected"}
 # Ranks 2 to 5; batches of one, and of sizes that nothing divides.
-SHAPES = [(5,), (1, 3, 4), (3, 2, 2, 3)]
+SHAPES = [(1,), (5,), (3, 4), (1, 3, 4), (3, 2, 2, 3)]
 
 
 @pytest.fixture(params=sorted(CASES))
