@@ -215,7 +215,7 @@ def model_folder(path: str | Path) -> Path:
         checkpoints = sorted(path.glob("checkpoints/step_*/model"))
         newest = f" Its newest checkpoint has one: {checkpoints[-1].parent}" if checkpoints else ""
         raise ArtifactError(
-            f"{path} has no model yet: it is written at the end of a run. `kvq train {path} --resume` goes on.{newest}"
+            f"{path} has no model yet: it is written at the end of a run. `kvq train {path} --resume-or-start` goes on.{newest}"
         )
     return path / "model"
 

@@ -4,30 +4,24 @@ import contextlib
 import math
 from collections.abc import Iterator
 
-import keras
-
 from kvq.data.contract import Batch
 from kvq.data.skipped import read_names, to_lines, written
 from kvq.errors import DataError
 from kvq.run import Run
 
-SEEN_AT_LEAST = 100  # drawn, before a fraction of them means something
-
 
 class BadFiles:
-    """Watches batches go by and writes each bad file, with the reason, into skipped.txt; an action for `BetweenSteps`.
+    """Watches batches go by and writes each bad file, with the reason, into skipped.txt.
 
     Args:
         run: The run; files that an earlier part of it named are known.
         count: Images in the training set.
-        max_fraction: Of the files seen since training began or went on, at least 100; more bad ones raise a DataError between two
-            steps.
+        max_fraction: Of those, how many may be bad. Counted, not estimated: of a set with fewer no order of the files has more.
     """
 
     def __init__(self, run: Run, count: int, max_fraction: float):
         self.run = run
         self.count = count
-        self.seen = 0
         self.max_fraction = max_fraction
         self.named = read_names(run.skipped_file)
         self.bad: set[str] = set()
@@ -36,7 +30,6 @@ class BadFiles:
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The training batches, unchanged."""
         for batch in self.name(batches):
-            self.seen += len(batch["images"])
             self.bad.update(name for name, _ in batch["skipped"])
             yield batch
 
@@ -54,17 +47,16 @@ class BadFiles:
             yield batch
 
     @property
-    def fraction(self) -> float:
-        """Of the different files seen so far. In the first epoch each is a new one, apart from those that stand in."""
-        return len(self.bad) / max(min(self.seen, self.count), 1)
+    def too_many(self) -> bool:
+        """Whether more of the training set are bad than may be, by those that were drawn since training began or went on."""
+        return len(self.bad) > self.max_fraction * self.count
 
-    def due(self, step: int, ending: str | None) -> bool:
-        return self.seen >= SEEN_AT_LEAST and self.fraction > self.max_fraction
-
-    def act(self, model: keras.Model, step: int) -> None:
-        raise DataError(
-            f"{len(self.bad)} of {min(self.seen, self.count)} files cannot be used, more than data.max_bad_fraction = "
-            f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by "
-            f"--set data.max_bad_fraction={min(math.ceil(20 * self.fraction) / 10, 1):g}. Then --resume goes on, and --overwrite "
-            "starts again where there is no checkpoint yet."
-        )
+    def check(self) -> None:
+        """Raises a DataError where there are too many."""
+        if self.too_many:
+            allowed = min(math.ceil(20 * len(self.bad) / self.count) / 10, 1)
+            raise DataError(
+                f"{len(self.bad)} of the {self.count} training files cannot be used so far, more than data.max_bad_fraction = "
+                f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by --set "
+                f"data.max_bad_fraction={allowed:g}. Then --resume goes on from where the run stopped."
+            )

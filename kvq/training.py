@@ -178,12 +178,19 @@ def _train(
         check = CheckFinite(run, model.optimizer.skipped, batches.__getitem__, note)
         model.steps_per_execution = at_once = _steps_at_once(config, first_step)
         between = BetweenSteps(
-            first_step, train.steps, at_once, stop.is_set, progress.step, on_resume=RestoreSums(model), check=check, note=note
+            first_step,
+            train.steps,
+            at_once,
+            should_stop=lambda: stop.is_set() or bad.too_many,
+            on_step=progress.step,
+            on_resume=RestoreSums(model),
+            check=check,
+            note=note,
         )
         waited, trained = lambda: inputs.waited, lambda: between.seconds
         metrics = LogMetrics(run, first_step, train.log_every, train.batch_size, waited, trained, watchers)
         validate = Validate(run, lambda: bad.name(iterate(checked)), train.validate_every, watchers)
-        between.actions += [bad, metrics, validate]
+        between.actions.append(metrics)
         if train.log_batches:
             between.actions.append(LogBatches(run, first_step, inputs.hashes))
         if codebook.initialise != "none":
@@ -192,7 +199,9 @@ def _train(
             until = round(codebook.replace_until * train.steps)
             every, below = codebook.replace_dead_every, codebook.dead_below
             between.actions.append(ReplaceDeadCodes(batches.__getitem__, every, below, until, train.seed, note))
+        # After the codebook, so that what is measured and drawn is what is saved.
         between.actions += [
+            validate,
             DrawSamples(run, samples, train.sample_every, watchers),
             SaveCheckpoint(
                 run,
@@ -212,6 +221,8 @@ def _train(
                 )
         write_model(run.model, between.step)
         progress.stop()
+        if between.step < train.steps:
+            bad.check()
     status = "finished" if between.step == train.steps else "interrupted"
     run.update_record(status=status, steps=between.step, ended=now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}

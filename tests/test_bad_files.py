@@ -268,27 +268,38 @@ def test_a_resumed_run_goes_on_with_the_files_it_began_with(folder, tmp_path):
     )
 
 
-def test_too_many_bad_files_end_a_run_with_the_way_out(tmp_path):
+def test_too_many_bad_files_end_a_run_with_the_way_out_and_nothing_is_lost(tmp_path):
     photos, run = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     for number in range(210):
         pattern(number).save(photos / f"{number:03d}.png")
         if number % 40 == 1:
             (photos / f"{number:03d}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"^\d of \d+ files cannot be used, more than data.max_bad_fraction = 0.01.*skipped.txt"):
+    expected = r"^2 of the 199 training files cannot be used so far, more than data.max_bad_fraction = 0.01.*skipped.txt"
+    with pytest.raises(DataError, match=expected + ".*--set data.max_bad_fraction=0.1. Then --resume goes on"):
         train(small_config(photos, "train.steps=60"), out=run)
-    assert Run(run).record["status"] == "failed" and (run / "skipped.txt").exists()
+    record = Run(run).record
+    assert record["status"] == "failed" and (run / "skipped.txt").exists() and (run / "model").exists()
+    stopped = max(metric["step"] for metric in Run(run).read_metrics())
+    assert 0 < stopped < 30 and (run / "checkpoints" / f"step_{stopped:08d}").exists()
+    train(small_config(photos, f"train.steps={stopped + 2}", "data.max_bad_fraction=0.1"), out=run, resume=True)
+    assert Run(run).record["status"] == "finished"
 
 
-def test_few_files_say_nothing_about_the_rest(tmp_path):
+def test_as_many_bad_files_as_may_be_stop_no_run_whatever_their_order(tmp_path):
+    """Ten of 1000 are 1%: also where all of them come first, or come again in the next epoch."""
     bad = BadFiles(Run(tmp_path), count=1000, max_fraction=0.01)
-    batch = {"images": np.zeros((60, 1, 1, 3)), "labels": [], "names": [], "skipped": [("a", "broken"), ("b", "broken")]}
-    watched = bad.watch(iter([batch, {**batch, "skipped": []}]))
+    broken = [(f"{number}", "broken") for number in range(11)]
+    batch = {"images": np.zeros((60, 1, 1, 3)), "labels": [], "names": [], "skipped": broken[:10]}
+    watched = bad.watch(iter([batch, batch, {**batch, "skipped": broken[10:]}]))
+    for _ in range(2):
+        next(watched)
+        bad.check()
+        assert not bad.too_many
     next(watched)
-    assert not bad.due(1, None)
-    next(watched)
-    assert bad.due(2, None) and bad.fraction == 2 / 120
-    assert len((tmp_path / "skipped.txt").read_text("utf-8").splitlines()) == 2
+    with pytest.raises(DataError, match="^11 of the 1000"):
+        bad.check()
+    assert len((tmp_path / "skipped.txt").read_text("utf-8").splitlines()) == 11
 
 
 def test_what_the_loader_raises_during_training_comes_through_as_it_is(folder, tmp_path, monkeypatch):
