@@ -57,6 +57,6 @@ class BadFiles:
             allowed = min(math.ceil(20 * len(self.bad) / self.count) / 10, 1)
             raise DataError(
                 f"{len(self.bad)} of the {self.count} training files cannot be used so far, more than data.max_bad_fraction = "
-                f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by --set "
-                f"data.max_bad_fraction={allowed:g}. Then --resume goes on from where the run stopped."
+                f"{self.max_fraction:g}. {self.run.skipped_file} names them with the reasons. Mend the data, or allow more by "
+                f"--set data.max_bad_fraction={allowed:g}. Then --resume goes on from where the run stopped."
             )

@@ -57,16 +57,22 @@ def build_quantizer(section: Any, name: str) -> Quantizer:
     arguments = _arguments(section, without={"kind", "base", "regularisers"})
     match section.kind:
         case "residual":
-            arguments["members"] = [build_quantizer(section.base, f"level{level}") for level in range(arguments.pop("levels"))]
+            arguments["members"] = _members(section.base, "level", arguments.pop("levels"))
         case "shared_residual":
             arguments["members"] = [build_quantizer(section.base, "level")]
         case "product":
-            arguments["members"] = [build_quantizer(section.base, f"group{group}") for group in range(arguments.pop("groups"))]
+            arguments["members"] = _members(section.base, "group", arguments.pop("groups"))
         case "projected":
             arguments["base"] = build_quantizer(section.base, "base")
     if regularisers := getattr(section, "regularisers", ()):
         arguments["regularisers"] = [REGULARISERS[one.kind](**_arguments(one, without={"kind"})) for one in regularisers]
     return QUANTIZERS[section.kind](**arguments, name=name)
+
+
+def _members(base: Any, name: str, count: int) -> list[Quantizer]:
+    """As many of one kind; those that draw random numbers draw each its own."""
+    seeds = [{"seed": base.seed + number} if hasattr(base, "seed") else {} for number in range(count)]
+    return [build_quantizer(base.model_copy(update=seed), f"{name}{number}") for number, seed in enumerate(seeds)]
 
 
 def _arguments(section: Section, without: set[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class VQVAE(_Composite):
         encoder: Keras model, images in [-1, 1] (batch, h, w, channels) to latents (batch, h', w', latent_dim).
         quantizer: A quantizer of `kvq.quantizers`, or any layer that keeps their contract.
         decoder: Keras model, codes (batch, h', w', latent_dim) to images (batch, h, w, channels) in [-1, 1].
-        loss_weights: Weight of each loss term of the model itself: `{"reconstruction": 1.0}`. The quantizer weights its own.
+        loss_weights: Positive weight of the model's own loss term: `{"reconstruction": 1.0}`. The quantizer weights its own.
 
     Call arguments:
         images: uint8 (batch, h, w, channels), of any size that the encoder takes.
@@ -41,7 +41,10 @@ class VQVAE(_Composite):
         Dict: `reconstruction`, float (batch, h, w, channels) in [-1, 1]; `indices`, int32 (batch, h', w'); `losses`, the
         quantizer's terms, name to per-image values (batch,).
 
-    `fit` minimises the mean over images of the sum of all terms; `y` is not used.
+    Raises:
+        ValueError: If a loss weight is not positive, or there is no such term.
+
+    `fit` minimises the mean over images of the sum of all terms; `y` and `sample_weight` are not used.
     """
 
     parts = ("encoder", "quantizer", "decoder")
@@ -59,6 +62,8 @@ class VQVAE(_Composite):
         self.quantizer = quantizer
         self.decoder = decoder
         self.loss_weights = {"reconstruction": 1.0, **(loss_weights or {})}
+        if {*self.loss_weights} != {"reconstruction"} or not self.loss_weights["reconstruction"] > 0:
+            raise ValueError(f"`loss_weights` must be a positive `reconstruction` alone. Received: loss_weights={loss_weights}.")
         # A training step sees no target but its own input, so that these stand in for `compile(metrics=...)`.
         self.means = ImageMeans(("reconstruction", *quantizer.loss_names, "psnr"))
         self.codebook_usage = CodebookUsage(quantizer.codebook_size, quantizer.depth)

@@ -92,9 +92,10 @@ def _nearest_in_parts(latents: Tensor, codebook: Tensor, rows: int) -> Tensor:
 def _nearest_in_blocks(latents: Tensor, weights: Tensor, rows: int) -> Tensor:
     """Indices (n,) for latents (n, d + 1), `rows` of them at once; n is known."""
     count = latents.shape[0]
-    blocks = -(-count // rows)
+    blocks = max(-(-count // rows), 1)
     if blocks <= _UNROLLED:
-        return ops.concatenate([lowest(ops.matmul(latents[start : start + rows], weights)) for start in range(0, count, rows)])
+        parts = [latents[number * rows : (number + 1) * rows] for number in range(blocks)]
+        return ops.concatenate([lowest(ops.matmul(part, weights)) for part in parts])
     padded = ops.pad(latents, ((0, blocks * rows - count), (0, 0)))
 
     def search(number: Tensor, indices: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ def round_through(values: Tensor) -> Tensor:
 
 
 def unit_norm(vectors: Tensor) -> Tensor:
-    """Vectors (..., d) divided by their length; the zero vector stays zero."""
+    """Vectors (..., d) divided by their length, if that is from 1e-12 to 1e19; shorter ones stay short, and zero zero."""
     return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=-1, keepdims=True), 1e-24))
 
 

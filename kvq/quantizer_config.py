@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 from pydantic import Field
 
-from kvq.quantizer_sections import Base, QuantizerSection, Single
+from kvq.quantizer_sections import Base, GumbelQuantizerConfig, QuantizerSection, Single
 
 
 class _Residual(QuantizerSection):
@@ -14,6 +14,20 @@ class _Residual(QuantizerSection):
     base: Base
     dropout: float = Field(0.0, ge=0, le=1)
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @pydantic.model_validator(mode="after")
+    def _learns(self) -> "_Residual":
+        if isinstance(self.base, GumbelQuantizerConfig):
+            raise ValueError(
+                "quantizer.base.kind must be one that learns by losses or averages of its own: a level of residual quantizers "
+                'gets no gradient of its codes. Received: "gumbel". quantizer.kind = "product" takes it.'
+            )
+        if (estimator := getattr(self.base, "estimator", "straight_through")) != "straight_through":
+            raise ValueError(
+                'quantizer.base.estimator must be "straight_through" inside of residual quantizers, where another would have no '
+                f"effect. Received: {estimator!r}."
+            )
+        return self
 
     @property
     def codebook_size(self) -> int:

@@ -378,13 +378,47 @@ def test_unused_ema_codes_stay_where_they_are(decay):
     assert np.isfinite(state(quantizer)["codebook"]).all()
 
 
-def test_ema_sums_belong_to_the_codes_after_replacing_and_initialising():
-    quantizer = build("ema_vector")
+@pytest.mark.parametrize("kind", ["ema_vector", "ema_cosine_vector"])
+def test_replacing_leaves_the_averages_of_the_other_codes_alone(kind):
+    """Those of `ema_cosine_vector` are shorter than count times code: made to be that, a code turned more slowly afterwards."""
+    quantizer = QUANTIZERS[kind](7, decay=0.9)
+    quantizer.build((None, DIM))
     for step in range(3):
         run(quantizer, normal(step, 4, 5, DIM), training=True)
+    before = state(quantizer)
     quantizer.replace(np.array([2, 5]), normal(9, 2, DIM))
-    after = state(quantizer)
-    np.testing.assert_allclose(after["sums"], after["counts"][:, None] * after["codebook"], rtol=1e-6)
+    after, others = state(quantizer), [0, 1, 3, 4, 6]
+    for name in ("sums", "counts", "codebook"):
+        np.testing.assert_array_equal(after[name][others], before[name][others], err_msg=name)
+    np.testing.assert_allclose(after["sums"][[2, 5]], (after["counts"][:, None] * after["codebook"])[[2, 5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("distinct", [1, 5])
+def test_codes_replaced_by_few_latents_are_apart(kind, distinct):
+    """Of equal codes the first takes all latents, and the others stay dead."""
+    quantizer = build(kind, codebook_size=64)
+    for _ in range(30):
+        run(quantizer, np.tile(array(quantizer.codebook)[:1], (50, 1)), training=True)
+    latents = np.repeat(normal(4, distinct, DIM), 40, axis=0)
+    ((_, rows),) = quantizer.replace_dead(latents, 0.8, np.random.default_rng(0))
+    codes = array(quantizer.codebook)[rows]
+    assert len(rows) == 63 and len(np.unique(codes, axis=0)) == 63
+    assert np.abs(codes[:, None] - latents[None, ::40]).max(-1).min(-1).max() < 1e-3
+
+
+def test_latents_that_are_not_finite_become_no_codes(kind):
+    quantizer = build(kind)
+    for _ in range(30):
+        run(quantizer, array(quantizer.codebook)[:1], training=True)
+    latents = normal(4, 20, DIM)
+    latents[3:] = np.nan
+    assert quantizer.replace_dead(latents, 0.8, np.random.default_rng(0))
+    assert np.isfinite(array(quantizer.codebook)).all()
+    assert quantizer.replace_dead(latents[3:], 0.8, np.random.default_rng(0)) == []
+
+
+def test_ema_sums_belong_to_the_codes_after_initialising():
+    quantizer = build("ema_vector")
     quantizer.initialise(normal(1, 90, DIM))
     after = state(quantizer)
     np.testing.assert_allclose(after["sums"], after["counts"][:, None] * after["codebook"], rtol=1e-6)

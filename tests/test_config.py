@@ -334,6 +334,11 @@ BASE = {"kind": "vector", "codebook_size": 4}
             "base.kind: must be one of .*did you mean 'vector'",
         ),
         ({"kind": "residual", "levels": 2, "base": {"kind": "residual"}}, "base.kind: must be one of "),
+        ({"kind": "residual", "levels": 2, "base": {**BASE, "kind": "gumbel"}}, "learns by losses or averages .*product"),
+        (
+            {"kind": "shared_residual", "levels": 2, "base": {**BASE, "estimator": "rotation"}},
+            "base.estimator .*'rotation'",
+        ),
         ({"kind": "projected", "code_dim": 3, "base": {"kind": "lookup_free", "bits": 4}}, "quantizer.code_dim must be 4"),
         ({"kind": "gumbel", "codebook_size": 4, "temperature": 0.01}, "quantizer.final_temperature must be at most"),
         ({**BASE, "regularisers": [{"kind": "entrpy"}]}, "must be one of entropy, orthogonality"),

@@ -282,6 +282,8 @@ def test_formats_go_to_the_backend_that_suits_them(monkeypatch):
     }
     assert writers.choose_backend("onnx", EXPORTERS["onnx"], "tensorflow") == "tensorflow"
     assert writers.choose_backend("litert", EXPORTERS["litert"], "torch") == "tensorflow"
+    with pytest.raises(BackendError, match="must be one of tensorflow, torch, jax. Received: pytorch"):
+        writers.choose_backend("onnx", EXPORTERS["onnx"], "pytorch")
 
 
 def test_an_ending_is_answered_with_the_format_that_writes_it(run, tmp_path):

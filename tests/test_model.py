@@ -177,6 +177,12 @@ def test_model_and_its_halves_survive_saving_bit_for_bit(images, tmp_path):
     np.testing.assert_array_equal(array(loaded(indices)), array(decoder(indices)))
 
 
+@pytest.mark.parametrize("weights", [{"reconstructoin": 5.0}, {"commitment": 1.0}, {"reconstruction": 0.0}])
+def test_loss_weights_that_would_do_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="must be a positive `reconstruction` alone. Received: .*" + next(iter(weights))):
+        build(loss_weights=weights)
+
+
 def test_loss_weights_default_to_one_and_survive(images):
     model = build()
     assert model.loss_weights == {"reconstruction": 1.0}

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kvq.build import build_quantizer
+from kvq.config import check
+from kvq.quantizer_config import ProductQuantizerConfig
 from kvq.quantizers import QUANTIZERS
 from kvq.quantizers.regularisers import Entropy, Orthogonality
 
@@ -129,6 +132,18 @@ def test_gumbel_divergence_and_choice():
     for expected in (0.5, 0.3, 0.3):
         run(quantizer, z, training=True)
         assert_close(array(quantizer.current_temperature), expected)
+
+
+def test_gumbel_groups_of_a_configuration_draw_each_its_own_noise():
+    section = {"kind": "product", "groups": 2, "base": {"kind": "gumbel", "codebook_size": 8, "seed": 3}}
+    quantizer = build_quantizer(check(ProductQuantizerConfig, section, "test"), "quantizer")
+    assert [member.seed for member in quantizer.members] == [3, 4]
+    quantizer.build((None, 4))
+    for weight, same in zip(quantizer.members[1].trainable_weights, quantizer.members[0].trainable_weights, strict=True):
+        weight.assign(same)
+    indices = array(quantizer(ops.zeros((500, 4)), training=True)["indices"])
+    # Of eight codes that are as likely, two draws are alike in one of eight.
+    assert 0.05 < (indices[:, 0] == indices[:, 1]).mean() < 0.25
 
 
 def test_gumbel_draws_codes_in_proportion_and_anew_each_step():

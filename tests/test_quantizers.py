@@ -150,6 +150,13 @@ def test_evaluation_equals_the_two_halves_bit_for_bit(case):
         np.testing.assert_array_equal(array(quantizer.indices_to_codes(indices)), outputs["codes"])
 
 
+def test_no_latents_have_no_indices(case):
+    quantizer = build(case)
+    indices = quantizer.latents_to_indices(ops.zeros((0, 3, DIM)))
+    assert tuple(indices.shape) == indices_shape(quantizer, (0, 3))
+    assert tuple(quantizer.indices_to_codes(indices).shape) == (0, 3, DIM)
+
+
 def test_all_codes_are_what_codes_are_made_of(case):
     quantizer = build(case)
     indices = np.random.default_rng(0).integers(0, quantizer.codebook_size, (5, quantizer.depth or 1)).astype("int32")
@@ -405,9 +412,17 @@ def test_latents_of_unknown_or_unfit_dimension_are_refused(case):
         (lambda: LookupFreeQuantizer(4, commitment_weight=-1), "`commitment_weight` must not be negative"),
         (lambda: VectorQuantizer(4, estimator="rotate"), "`estimator` must be one of straight_through, rotation"),
         (lambda: IndexBackpropQuantizer(1), "`codebook_size` must be at least 2"),
+        (lambda: IndexBackpropQuantizer(4, temperature=0), "`temperature` must be positive"),
+        (lambda: IndexBackpropQuantizer(4, entropy_weight=-1), "`entropy_weight` must not be negative"),
+        (lambda: IndexBackpropQuantizer(4, estimator="rotation"), "`estimator` must not be given"),
+        (lambda: IndexBackpropQuantizer(4, regularisers=[Entropy()]), "`regularisers` must not be given"),
         (lambda: QUANTIZERS["gumbel"](4, temperature=0.01), "`final_temperature` must be in"),
         (lambda: QUANTIZERS["product"]([]), "`members` must be at least one"),
         (lambda: QUANTIZERS["residual"]([VectorQuantizer(4), VectorQuantizer(5)]), "of one `codebook_size`"),
+        (lambda: QUANTIZERS["residual"]([EMAVectorQuantizer(4), VectorQuantizer(4)]), "must have the same loss terms"),
+        (lambda: QUANTIZERS["residual"]([QUANTIZERS["gumbel"](4)]), "`members` must learn by losses .*GumbelQuantizer"),
+        (lambda: QUANTIZERS["residual"]([QUANTIZERS["projected"](VectorQuantizer(4), 2)]), "learn by .*ProjectedQuantizer"),
+        (lambda: QUANTIZERS["shared_residual"]([VectorQuantizer(4, estimator="rotation")], 2), "estimator .*rotation"),
         (lambda: QUANTIZERS["shared_residual"]([VectorQuantizer(4)] * 2, 2), "`members` must be one"),
         (lambda: QUANTIZERS["projected"](VectorQuantizer(4), 0), "`code_dim` must be at least 1"),
         (lambda: Entropy(temperature=0), "`temperature` must be positive"),

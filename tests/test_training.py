@@ -1,5 +1,6 @@
 """What `kvq train` promises: the run folder, determinism, resuming, stopping, and errors that leave nothing behind."""
 
+import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,6 +188,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(finished, tmp_path):
     resumed, straight = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "straight"))
     for name in resumed:
         np.testing.assert_array_equal(resumed[name], straight[name], err_msg=name)
+
+
+def test_what_a_checkpoint_says_of_its_model_is_measured_on_that_model(tmp_path):
+    """Also where codes were replaced after the step: those are in the checkpoint, too."""
+    replacing = ("codebook.replace_dead_every=4", "codebook.dead_below=0.9", "codebook.replace_until=1.0")
+    train(small_config(8, *replacing), tmp_path / "run")
+    assert "step 4: " in (tmp_path / "run" / "log.txt").read_text("utf-8")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000004"
+    recorded = json.loads((checkpoint / "state.json").read_text("utf-8"))["validation_psnr"]
+    assert recorded == pytest.approx(evaluate(checkpoint, images=small_config(8).data.validation_images)["psnr"], abs=1e-5)
 
 
 def test_resuming_a_finished_run_trains_nothing(finished):

@@ -8,7 +8,7 @@ from keras import ops
 
 from kvq.ops import Tensor, code_counts, gather_codes, mean_per_image, nearest_code
 from kvq.quantizers.estimators import ESTIMATORS
-from kvq.quantizers.initialisers import kmeans
+from kvq.quantizers.initialisers import kmeans, random_latents
 from kvq.quantizers.quantizer import Quantizer, check_range, known_dim
 from kvq.random_weights import Normal
 
@@ -150,9 +150,9 @@ class CodebookQuantizer(Quantizer):
 
         From there an unused code takes log(threshold) / log(decay) steps to be dead again, 349 at the defaults: its cool-down.
         """
-        self.codebook.assign(_with_rows(self.codebook, rows, codes))
+        self.codebook.assign(with_rows(self.codebook, rows, codes))
         counts = ops.convert_to_numpy(self.counts)
-        self.counts.assign(_with_rows(self.counts, rows, counts.mean()))
+        self.counts.assign(with_rows(self.counts, rows, counts.mean()))
 
     def dead_codes(self, threshold: float) -> np.ndarray:
         """Rows (n,) used less than `threshold` times as often as the mean code, by the running counts."""
@@ -161,10 +161,11 @@ class CodebookQuantizer(Quantizer):
 
     def replace_dead(self, latents: np.ndarray, threshold: float, rng: np.random.Generator) -> list[tuple[Any, np.ndarray]]:
         rows = self.dead_codes(threshold)
-        if not len(rows) or not self.is_replaceable:
-            return []
         vectors = np.asarray(ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(latents))))
-        self.replace(rows, vectors[rng.choice(len(vectors), len(rows), replace=len(vectors) < len(rows))])
+        vectors = vectors[np.isfinite(vectors).all(axis=-1)]
+        if not len(rows) or not len(vectors) or not self.is_replaceable:
+            return []
+        self.replace(rows, random_latents(vectors, len(rows), rng))
         return [(self.codebook, rows)]
 
     def get_config(self) -> dict[str, Any]:
@@ -179,11 +180,14 @@ class CodebookQuantizer(Quantizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CodebookQuantizer":
-        members = [keras.saving.deserialize_keras_object(member) for member in config.get("regularisers", ())]
-        return cls(**{**config, "regularisers": members})
+        if "regularisers" in config:
+            members = [keras.saving.deserialize_keras_object(member) for member in config["regularisers"]]
+            config = {**config, "regularisers": members}
+        return cls(**config)
 
 
-def _with_rows(weight: Any, rows: np.ndarray, values: np.ndarray | float) -> np.ndarray:
+def with_rows(weight: Any, rows: np.ndarray, values: np.ndarray | float) -> np.ndarray:
+    """The values of a weight, with others in some rows (n,)."""
     changed = np.array(ops.convert_to_numpy(weight))
     changed[rows] = values
     return changed

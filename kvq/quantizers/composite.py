@@ -15,7 +15,7 @@ class CompositeQuantizer(Quantizer):
     """Base: several quantizers with codebooks of one size, whose indices lie along a last axis of `indices`.
 
     Args:
-        members: The quantizers, at least one, all with the same `codebook_size` and one index per position.
+        members: The quantizers, at least one, all with the same `codebook_size` and loss terms and one index per position.
     """
 
     def __init__(self, members: Sequence[Quantizer], **kwargs: Any):
@@ -23,10 +23,13 @@ class CompositeQuantizer(Quantizer):
         sizes = [member.codebook_size for member in members]
         check_range("members", sizes, len(set(sizes)) == 1, "be at least one, of one `codebook_size`")
         check_range("members", [member.depth for member in members], not any(m.depth for m in members), "have an index each")
+        terms = [member.loss_names for member in members]
+        check_range("members", terms, len(set(terms)) == 1, "have the same loss terms")
         self.members = list(members)
         self.codebook_size = sizes[0]
         self.depth: int | None = len(members)
-        self.loss_names = members[0].loss_names
+        self.loss_names = terms[0]
+        self.learns_through_codes = any(member.learns_through_codes for member in members)
 
     def build(self, latents_shape: tuple[int | None, ...]) -> None:
         for member in self.members:

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kvq.ops import Tensor, code_sums
-from kvq.quantizers.codebook_quantizer import CodebookQuantizer
+from kvq.quantizers.codebook_quantizer import CodebookQuantizer, with_rows
 
 # Below this many latents a step the ratio of the two averages says nothing more: the code stays where it is.
 _FEWEST = 1e-3
@@ -62,4 +62,5 @@ class EMAVectorQuantizer(CodebookQuantizer):
 
     def replace(self, rows: np.ndarray, codes: np.ndarray) -> None:
         super().replace(rows, codes)
-        self.sums.assign(ops.expand_dims(ops.convert_to_tensor(self.counts), -1) * ops.convert_to_tensor(self.codebook))
+        counts, codebook = ops.convert_to_numpy(self.counts), ops.convert_to_numpy(self.codebook)
+        self.sums.assign(with_rows(self.sums, rows, counts[rows, None] * codebook[rows]))

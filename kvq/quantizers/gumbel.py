@@ -43,6 +43,7 @@ class GumbelQuantizer(Quantizer):
     """
 
     loss_names = ("kl",)
+    learns_through_codes = True
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from keras import ops
 
 from kvq.ops import Tensor, gather_codes, lowest, mean_per_image
 from kvq.quantizers.codebook_quantizer import CodebookQuantizer
+from kvq.quantizers.quantizer import check_range
 from kvq.quantizers.regularisers import choice_entropies
 
 
@@ -17,8 +18,8 @@ class IndexBackpropQuantizer(CodebookQuantizer):
     With logits l_j = z.e_j, p = softmax(l) and h the one-hot of the largest logit, q = (h - sg[p] + p) E. Its value is a row of
     the codebook; its gradient reaches the choice through p and the code chosen through h. `losses["codebook"]` is mean
     (q - sg[z])^2 plus mean (h E - sg[z])^2, `losses["commitment"]` `commitment_weight` times mean (z - sg[h E])^2, and the two
-    entropies are those of `Entropy` on l. The lengths of the codes matter. A table of latents times codes is held for the
-    gradient.
+    entropies are those of `Entropy` on l. The lengths of the codes matter. A table of latents times codes is held, in
+    training for the gradient.
 
     Args:
         codebook_size: Number of codes k, at least 2.
@@ -52,7 +53,11 @@ class IndexBackpropQuantizer(CodebookQuantizer):
         temperature: float = 0.01,
         **kwargs: Any,
     ):
+        for name in ("estimator", "regularisers"):
+            check_range(name, kwargs.get(name), name not in kwargs, "not be given: it has its own gradient and entropies")
         super().__init__(codebook_size, commitment_weight, decay, **kwargs)
+        check_range("entropy_weight", entropy_weight, entropy_weight >= 0, "not be negative")
+        check_range("temperature", temperature, temperature > 0, "be positive")
         self.entropy_weight = entropy_weight
         self.temperature = temperature
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def random_latents(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def random_latents(vectors: np.ndarray, count: int, seed: int | np.random.Generator = 0) -> np.ndarray:
     """Vectors drawn at random, each at most once while there are enough, and moved by a little noise.
 
     Args:

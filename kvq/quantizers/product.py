@@ -20,7 +20,8 @@ class ProductQuantizer(CompositeQuantizer):
     Losses are the groups' own, averaged, so that a mean over channels stays one.
 
     Args:
-        members: The quantizers, one per group, all with the same `codebook_size`.
+        members: The quantizers, one per group, all with the same `codebook_size` and loss terms. Those that draw random numbers
+            need a `seed` each.
 
     Call arguments:
         latents: Float tensor (batch, ..., latent_dim), latent_dim a multiple of the number of groups.

@@ -35,6 +35,8 @@ class ProjectedQuantizer(Quantizer):
     Source: Yu et al. 2021, arXiv:2110.04627, section 3.2. vector-quantize-pytorch: the argument `codebook_dim`.
     """
 
+    learns_through_codes = True
+
     def __init__(self, base: Quantizer, code_dim: int, **kwargs: Any):
         super().__init__(**kwargs)
         check_range("code_dim", code_dim, code_dim >= 1, "be at least 1")

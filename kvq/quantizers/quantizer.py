@@ -22,10 +22,12 @@ class Quantizer(keras.layers.Layer):
         codebook_size: How many values an index can take.
         depth: How many indices a position has, as a last axis of `indices`; None for one without that axis.
         loss_names: Keys of `losses`.
+        learns_through_codes: Whether weights of it learn by the gradient of its codes alone.
         search_block: Distances that a search holds at once. Exporters set None, for all: a loop does not convert.
     """
 
     loss_names: tuple[str, ...] = ()
+    learns_through_codes: bool = False
     codebook_size: int
     depth: int | None = None
     search_block: int | None = DEVICES_OWN

@@ -23,6 +23,12 @@ class _Residual(CompositeQuantizer):
 
     def __init__(self, members: Sequence[Quantizer], dropout: float = 0.0, seed: int = 0, **kwargs: Any):
         super().__init__(members, **kwargs)
+        # Codes of a level are constants here, and the gradient passes their sum.
+        alone = not self.learns_through_codes
+        check_range("members", [type(member).__name__ for member in members], alone, "learn by losses or averages of their own")
+        estimators = [getattr(member, "estimator", "straight_through") for member in members]
+        straight = {*estimators} == {"straight_through"}
+        check_range("members", estimators, straight, 'have the estimator "straight_through": another would have no effect')
         check_range("dropout", dropout, 0 <= dropout <= 1, "be in [0, 1]")
         self.dropout = dropout
         self.seed = seed
@@ -94,7 +100,9 @@ class ResidualQuantizer(_Residual):
     Codes are the sum of the levels' codes; `indices` have one per level, as a last axis. Losses are the levels' own, summed.
 
     Args:
-        members: The quantizers, one per level, all with the same `codebook_size`.
+        members: The quantizers, one per level, all with the same `codebook_size` and loss terms. A level gets no gradient
+            of its codes: none that learns by it (`GumbelQuantizer`, `ProjectedQuantizer`), or has another `estimator` than
+            "straight_through".
         dropout: Probability that a batch trains only the first n levels, n drawn evenly; in [0, 1]. Then any first part of the
             indices decodes.
         seed: Of that draw.
@@ -129,7 +137,7 @@ class SharedResidualQuantizer(_Residual):
     """Levels that share one codebook, as RQ-VAE has them.
 
     Args:
-        members: One quantizer with a codebook.
+        members: One quantizer, as in `ResidualQuantizer`.
         levels: How often it is applied.
         dropout, seed: As in `ResidualQuantizer`.
 
