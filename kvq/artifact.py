@@ -51,12 +51,16 @@ class Grid(Section):
 
 
 class Images(Section):
-    """Images that the model was trained on: channels, shorter side they were scaled to, margin before the crop, side after it."""
+    """Images that the model was trained on: channels, shorter side they were scaled to, margin before the crop, side after it.
+
+    And what became of those smaller than the crop; models of an older kvq do not say.
+    """
 
     channels: Annotated[int, Field(ge=1, le=64)]
     resize: Annotated[int, Field(ge=4, le=8192)] | None = None
     pad: Annotated[int, Field(ge=0, le=1024)]
     crop: Annotated[int, Field(ge=4, le=8192)]
+    small: Literal["enlarge", "skip"] = "enlarge"
 
 
 class TrainedOn(Section):
@@ -112,7 +116,7 @@ def save(model: "VQVAE", config: RunConfig, channels: int, source: str, split: s
         quantizer=config.quantizer,
         loss=config.loss,
         grids=[_grid(config.quantizer, side)],
-        images=Images(channels=channels, resize=config.data.resize, pad=config.data.pad, crop=config.data.crop),
+        images=Images(channels=channels, **config.data.model_dump(include={"resize", "pad", "crop", "small"})),
         data=TrainedOn(name=source, split=split),
         trained=Trained(steps=steps, backend=keras.backend.backend()),
         weights_sha256=hashlib.sha256(weights).hexdigest(),

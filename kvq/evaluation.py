@@ -85,7 +85,8 @@ class Images:
     ):
         self.source: Source = images_for(path, config, data, split)
         self.batch_size = batch_size
-        transforms = evaluation_transforms(config.images.pad, config.images.crop, config.images.resize)
+        prepare = config.images
+        transforms = evaluation_transforms(prepare.pad, prepare.crop, prepare.resize, prepare.small)
         self._batches = evaluation_batches(self.source, transforms, batch_size, limit=limit)
 
     def __len__(self) -> int:

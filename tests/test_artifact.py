@@ -163,7 +163,7 @@ def test_config_says_everything(saved):
     }
     assert (values["format_version"], values["kind"]) == (1, "vqvae")
     assert values["grids"] == [{"name": "grid", "shape": [7, 7], "vocabulary": 9, "depth": 1}]
-    assert values["images"] == {"channels": 1, "resize": None, "pad": 4, "crop": 28}
+    assert values["images"] == {"channels": 1, "resize": None, "pad": 4, "crop": 28, "small": "enlarge"}
     assert values["data"] == {"name": "fashion_mnist_mini", "split": "train"}
     assert values["trained"] == {"steps": 7, "backend": keras.backend.backend()}
     assert values["weights_sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()

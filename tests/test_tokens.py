@@ -22,6 +22,7 @@ from kvq.artifact import check, save
 from kvq.build import build_model
 from kvq.data import TokenSource, evaluation_batches, evaluation_transforms, open_source
 from kvq.errors import ArtifactError, DataError, TokensError
+from kvq.evaluation import evaluate
 from kvq.progress import Progress
 from kvq.tokenizer import Tokenizer
 from kvq.tokens.decoding import decode, png_names
@@ -144,7 +145,7 @@ def test_the_set_says_everything_about_itself(grey, arrays, tmp_path):
         "grid": [2, 2],
         "depth": None,
         "dtype": "uint8",
-        "preprocessing": {"channels": 1, "resize": None, "pad": 2, "crop": SIDE},
+        "preprocessing": {"channels": 1, "resize": None, "pad": 2, "crop": SIDE, "small": "enlarge"},
         "batch_size": 64,
         "shard_size": 500,
         "images": 70,
@@ -191,6 +192,18 @@ def test_bad_files_are_left_out_counted_and_named(model, photos, tmp_path):
     assert {source[i]["label"] for i in range(len(source))} == {-1} and not list((tmp_path / "set").glob("labels*"))
     read = (tmp_path / "set" / "names-00001.txt").read_bytes().decode().split("\0")[:-1]
     assert read == images["names"][9:18]
+
+
+def test_images_that_training_left_out_as_too_small_are_left_out_of_sets_and_measurements(tmp_path):
+    photos, rng = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for number, side in enumerate((SIDE, SIDE - 1, SIDE + 3, 4)):
+        Image.fromarray(rng.integers(0, 256, (side, SIDE, 3), np.uint8)).save(photos / f"{number}.png")
+    for small, images in (("skip", 2), ("enlarge", 4)):
+        model = make_model(tmp_path / f"model_{small}", ["data.pad=0", f'data.small="{small}"'])
+        measured = evaluate(model, photos, split="all")
+        assert (measured["images"], measured["skipped"]) == (images, 4 - images)
+        assert encode(model, photos, tmp_path / small, **CUT)["images"] == images
 
 
 def test_a_shard_of_nothing_but_bad_files_leaves_a_gap(model, photos, tmp_path):

@@ -57,12 +57,16 @@ class TokenShard(_Closed):
 
 
 class Preprocessing(_Closed):
-    """Of uint8 images: shorter side scaled to `resize`, margins of `pad`, the middle square of `crop`; in pixels."""
+    """Of uint8 images: shorter side scaled to `resize`, margins of `pad`, the middle square of `crop`; in pixels.
+
+    `small` says whether images below that were enlarged or left out; sets of an older kvq enlarged them and do not say.
+    """
 
     channels: Size
     resize: Size | None
     pad: Count
     crop: Size
+    small: Literal["enlarge", "skip"] = "enlarge"
 
 
 class TokenSetSource(_Closed):

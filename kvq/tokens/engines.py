@@ -71,7 +71,7 @@ def encode_shard(
         on_images: Told how many images of the source each batch stood for, bad ones included.
     """
     prepare = plan.preprocessing
-    transforms = evaluation_transforms(prepare.pad, prepare.crop, prepare.resize)
+    transforms = evaluation_transforms(prepare.pad, prepare.crop, prepare.resize, prepare.small)
     first = number * plan.shard_size
     tokens, labels = [np.zeros((0, *plan.shape), DTYPES[plan.dtype])], [np.zeros(0, np.int64)]
     names: list[str] = []
