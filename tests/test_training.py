@@ -14,11 +14,15 @@ from safetensors.numpy import load_file
 from kvq import backends
 from kvq.callbacks import LogMetrics
 from kvq.config import load_config
+from kvq.data import open_source
 from kvq.errors import ConfigError, DataError, KvqError, RunError
 from kvq.evaluation import evaluate
+from kvq.ops import to_uint8
+from kvq.plots import image_grid
 from kvq.progress import Progress
 from kvq.run import Run
-from kvq.training import _steps_at_once, describe, train
+from kvq.tokenizer import Tokenizer
+from kvq.training import SAMPLED, _steps_at_once, describe, train
 
 # A network and batches small enough for a few steps a second on every backend.
 SMALL = ("train.batch_size=16", "model.latent_dim=8", "quantizer.codebook_size=16", "data.validation_images=32")
@@ -76,6 +80,33 @@ def test_a_checkpoint_is_a_model_too(finished):
     assert {file.name: file.read_bytes() for file in last.iterdir()} == {
         file.name: file.read_bytes() for file in run.model.iterdir()
     }
+
+
+def test_validation_pictures_and_the_model_have_the_averages_of_the_weights(tmp_path):
+    decay, steps = 0.9, 4
+    every_step = ("checkpoint.every_steps=1", f"checkpoint.keep={steps}", "codebook.replace_dead_every=0")
+    train(small_config(steps, f"train.average_decay={decay}", *every_step), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    # Of the weights after each step, which the checkpoints have.
+    states = [load_file(run.checkpoints / f"step_{step:08d}" / "state.safetensors") for step in range(1, steps + 1)]
+    for name, written in load_file(run.model / "model.safetensors").items():
+        average = states[0][name].astype("float64")
+        for state in states[1:]:
+            average = decay * average + (1 - decay) * state[name]
+        trained = not name.startswith(("quantizer.counts", "quantizer.initialised"))
+        np.testing.assert_allclose(written, average if trained else states[-1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+    # By the model that was written, whatever was in memory.
+    measured, record = evaluate(run.folder, images=32, batch_size=16), run.read_metrics()[-1]
+    assert (record["step"], record["split"]) == (steps, "validation")
+    for name in ("psnr", "ssim", "perplexity", "usage"):
+        assert record[name] == pytest.approx(measured[name], rel=1e-6), name
+    for name, loss in measured["losses"].items():
+        assert record[name] == pytest.approx(loss, rel=1e-6), name
+    images = open_source("fashion_mnist_mini", "test").fetch(range(SAMPLED))["images"]
+    restored = to_uint8(Tokenizer.load(run.folder).model.predict_on_batch(images)["reconstruction"])
+    picture = image_grid(images, keras.ops.convert_to_numpy(restored))
+    with Image.open(run.samples / f"validation_{steps:08d}.png") as drawn:
+        assert drawn.tobytes() == picture.tobytes()
 
 
 def test_a_validation_loss_without_the_terms_of_a_batch_is_none(tmp_path, monkeypatch):
