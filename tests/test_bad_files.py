@@ -159,13 +159,15 @@ def test_training_replaces_bad_files_by_what_follows_from_seed_epoch_index_and_a
             whole = decode_image(folder / name)
             np.testing.assert_array_equal(image, chain(whole[None], numbers[None])[0])
     assert {name for name, _ in skipped} == {"03.png", "04.png", "17.png"} and len(skipped) >= 6
-    # The substitute, worked out here.
-    position = next(p for p in range(40) if dataset[p // 8]["skipped"] and _wanted(dataset, source, p) == 3)
-    attempts = (hashed(5, 0, 3, attempt) % 40 for attempt in range(1, 100))
-    assert dataset[position // 8]["names"][position % 8] == f"{next(i for i in attempts if i not in (3, 4, 17)):02d}.png"
+    # The substitutes, worked out here; the second epoch has its own.
+    for epoch in (0, 1):
+        places = range(40 * epoch, 40 * (epoch + 1))
+        position = next(p for p in places if _wanted(source, p) == 3)
+        attempts = (hashed(5, epoch, 3, attempt) % 40 for attempt in range(1, 100))
+        assert dataset[position // 8]["names"][position % 8] == f"{next(i for i in attempts if i not in (3, 4, 17)):02d}.png"
 
 
-def _wanted(dataset, source, position):
+def _wanted(source, position):
     from kvq.data.loader import _Shuffled
 
     return int(_Shuffled(len(source), 5)(np.array([position]))[0])
