@@ -206,6 +206,20 @@ def test_images_that_training_left_out_as_too_small_are_left_out_of_sets_and_mea
         assert encode(model, photos, tmp_path / small, **CUT)["images"] == images
 
 
+def test_the_model_sees_only_full_batches_whatever_is_bad(model, photos, tmp_path, monkeypatch):
+    """So a shape is compiled once, and rounding, which may differ with the size of a batch, is that of the others."""
+    sizes, encode_images = set(), Tokenizer.encode
+
+    def watched(tokenizer, images, batch_size):
+        sizes.add((len(images), batch_size))
+        return encode_images(tokenizer, images, batch_size)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    # Three bad files lie in three batches, and the last batch of a shard has two images.
+    encode(model, photos, tmp_path / "set", **CUT)
+    assert sizes == {(CUT["batch_size"],) * 2}
+
+
 def test_a_shard_of_nothing_but_bad_files_leaves_a_gap(model, photos, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     # After these come 21, which is broken, and 23.
