@@ -30,7 +30,8 @@ class Batch(TypedDict):
 class Source(Protocol):
     """One split of a collection. `splits` are the names that the collection offers; only `("all",)` where it has none.
 
-    `source[i]` raises BadImageError where that one image cannot be used.
+    `source[i]` is the same every time; it raises BadImageError where that one image cannot be used, and IndexError from
+    `len(source)` on. Sources can be pickled.
     """
 
     name: str

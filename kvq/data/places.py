@@ -5,12 +5,14 @@ import importlib.resources
 import os
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 from kvq.data.decoding import IMAGE_SUFFIXES
 from kvq.data.listing import Listing, list_images, walk_images
 from kvq.data.shards import INDEX, SUFFIX, read_index
 from kvq.errors import DataError
 
+Kind = Literal["idx", "npz", "shards", "images"]
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -85,8 +87,8 @@ def _places(name: str) -> list[Path]:
     return places + [SYSTEM / dashed, SYSTEM / name]
 
 
-def recognise(path: Path) -> str | None:
-    """What lies at `path`: `idx`, `npz`, `shards`, `images` or None, in this order where a folder holds several."""
+def recognise(path: Path) -> Kind | None:
+    """What lies at `path`, or None; where a folder holds several kinds, the first of them."""
     if any(idx_file(path, images) for images, _ in IDX_FILES.values()):
         return "idx"
     npz = npz_file(path)
@@ -97,7 +99,7 @@ def recognise(path: Path) -> str | None:
     return "images" if next(walk_images(path), None) else None
 
 
-def splits_of(path: Path, kind: str | None) -> tuple[str, ...]:
+def splits_of(path: Path, kind: Kind | None) -> tuple[str, ...]:
     """What a collection offers, train before test; `("all",)` for images that lie in no folders called so."""
     if kind == "idx":
         return tuple(split for split, (images, _) in IDX_FILES.items() if idx_file(path, images))
