@@ -124,7 +124,7 @@ def check_unchanged(run: Run, config: RunConfig, source: Source, validation: Sou
 
 
 def first_images(batches: Iterator[Batch], source: Source) -> np.ndarray:
-    """Up to `a few` images, (n, h, w, c)."""
+    """Those of the first batch that has any, (n, h, w, c)."""
     skipped: list[tuple[str, str]] = []
     for batch in batches:
         if len(batch["images"]):
