@@ -117,6 +117,8 @@ def _after(values: Tensor, indices: Tensor) -> Tensor:
 
 def lowest(distances: Tensor) -> Tensor:
     """Position of the first smallest value along the last axis, int32."""
+    if 0 in distances.shape:  # of which TensorFlow takes no minimum
+        return ops.zeros(distances.shape[:-1], "int32")
     if _FAST_ARGMIN:
         return ops.cast(ops.argmin(distances, axis=-1), "int32")
     # Two minima: on floats `ops.argmin` brings a bit-cast into the graph of the other backends that the ONNX, OpenVINO and
