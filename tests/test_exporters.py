@@ -37,6 +37,8 @@ FORMATS = {
     "stablehlo": HALVES,
     "keras": ALL,
 }
+# Those whose example needs kvq and Keras.
+NEED_KVQ = {"keras"}
 # Runs a program where neither can be imported.
 WITHOUT_KVQ = """
 import runpy, sys
@@ -112,8 +114,7 @@ def test_the_example_runs_where_there_is_no_kvq_and_no_keras(exported, run, tmp_
     Image.fromarray(image[..., 0]).save(tmp_path / "image.png")
 
     def example(part, given, result):
-        # Keras' own format needs both.
-        program = [] if format == "keras" else ["-c", WITHOUT_KVQ]
+        program = [] if format in NEED_KVQ else ["-c", WITHOUT_KVQ]
         file = folder / f"{part}.{EXPORTERS[format].extension}"
         command = [sys.executable, *program, folder / "example.py", file, tmp_path / given, tmp_path / result]
         # Nor has anybody to say which backend is there.
