@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt ".[peers]" && python benchmarks/training_step.py --steps 40
 
-Each peer is `benchmarks/train_step.py` in a process of its own, and so is kvq on each backend: from the same weights, after a
+Each peer is `benchmarks/beside_loop.py` in a process of its own, and so is kvq on each backend: from the same weights, after a
 check that both have the same number of parameters and the same first loss. The processes of a workload take turns, a block of
 steps each; `fastest kvq / peer` compares a peer with kvq on whichever backend was the fastest here.
 """
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 class Measurement:
-    """A process of `train_step.py`. `result` is what it found, or `error`."""
+    """A process of `beside_loop.py`. `result` is what it found, or `error`."""
 
     def __init__(self, process: "subprocess.Popen[str]", said: IO[str]):
         self.process, self.said = process, said
@@ -96,7 +96,7 @@ def _process(
 ) -> Iterator[Measurement]:
     """Of a peer, or of kvq where `module` is None."""
     config, channels, overrides = WORKLOADS[workload]
-    command = [sys.executable, str(HERE / "train_step.py"), "--backend", backend, "--config", config, "--json"]
+    command = [sys.executable, str(HERE / "beside_loop.py"), "--backend", backend, "--config", config, "--json"]
     command += ["--side", "hand", "--peer", module] if module else ["--side", "kvq"]
     command += ["--channels", str(channels), "--precision", precision, "--warm-up", str(max(arguments.block, 2)), "--in-turn"]
     command += ["--steps", str(arguments.steps), "--block", str(arguments.block)]

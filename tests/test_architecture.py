@@ -105,6 +105,7 @@ FORBIDDEN_FILES = {"helper", "helpers", "util", "utils", "manager", "common", "m
 
 LIBRARY = sorted((ROOT / "kvq").rglob("*.py"))
 COMMANDS = sorted((ROOT / "cli").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
@@ -184,7 +185,7 @@ def test_the_library_knows_no_backend_and_no_command_line(path: Path) -> None:
     assert not imports_at_once(tree) & WRITTEN_FOR_A_BACKEND
 
 
-@pytest.mark.parametrize("path", [*LIBRARY, *COMMANDS], ids=identify)
+@pytest.mark.parametrize("path", [*LIBRARY, *COMMANDS, *BENCHMARKS], ids=identify)
 def test_files_are_short_and_say_what_they_are(path: Path) -> None:
     text = path.read_text("utf-8")
     assert len(text.splitlines()) <= LONGEST_FILE, "It is asking to be two files."
