@@ -37,6 +37,7 @@ FREE = {
     "checkpoint.every_minutes",
     "checkpoint.keep",
 }
+_OF_AN_END = ("ended", "steps", "error")  # what run.json says of how a session ended
 
 
 def changed_keys(run: Run, checkpoint: Checkpoint, config: RunConfig) -> dict[str, str]:
@@ -63,11 +64,21 @@ def changed_keys(run: Run, checkpoint: Checkpoint, config: RunConfig) -> dict[st
 
 
 def record_resumption(
-    run: Run, checkpoint: Checkpoint, config: RunConfig, changes: dict[str, str], model: keras.Model, note: Callable[[str], None]
+    run: Run,
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    changes: dict[str, str],
+    command: str | None,
+    model: keras.Model,
+    note: Callable[[str], None],
 ) -> None:
     """Writes into run.json, log.txt and config.toml that the run goes on, from where, and what is not as it was."""
     backend = keras.backend.backend()
-    entry: dict[str, Any] = {"step": checkpoint.step, "backend": backend, "kvq": __version__, "at": now()}
+    record = run.record
+    # What the session before ended with is not how the run stands now. A killed one left nothing.
+    before = {name: record.pop(name, None) for name in _OF_AN_END}
+    entry: dict[str, Any] = {"step": checkpoint.step, "backend": backend, "kvq": __version__, "command": command}
+    entry |= {"stopped": before["ended"], "at": now()}
     note(f"step {checkpoint.step}: resumed on {backend}")
     for key, change in changes.items():
         note(f"step {checkpoint.step}: {key} {change}")
@@ -83,7 +94,7 @@ def record_resumption(
             f"{', '.join(streams) or 'none'}"
         )
     run.write_config(config)
-    run.update_record(status="running", backend=backend, resumed=[*run.record.get("resumed", []), entry])
+    run.write_record({**record, "status": "running", "backend": backend, "resumed": [*record.get("resumed", []), entry]})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

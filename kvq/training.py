@@ -73,7 +73,7 @@ def train(
         changed_data: Continue even if the images are not those that the run began with.
         overwrite: Replace the run in the folder.
         tensorboard: Write TensorBoard summaries beside metrics.jsonl.
-        command: Written into run.json.
+        command: Written into run.json, of each time that the run goes on.
         progress: Told what happens.
 
     Ctrl-C or SIGTERM ends training after the step under way, with everything saved, and raises nothing: `status` tells.
@@ -122,8 +122,8 @@ def train(
             run.drop_metrics_after(checkpoint.step)
             if first_step == config.train.steps:
                 progress.note(f"All {first_step:,} steps were taken before. A larger train.steps goes on from there.")
-            if changes or first_step < config.train.steps:
-                record_resumption(run, checkpoint, config, changes, model, note)
+            if changes or first_step < config.train.steps or run.record.get("status") != "finished":
+                record_resumption(run, checkpoint, config, changes, command, model, note)
         return _train(run, config, model, source, validation, first_step, note, progress, watchers)
 
 
@@ -224,7 +224,8 @@ def _train(
         if between.step < train.steps:
             bad.check()
     status = "finished" if between.step == train.steps else "interrupted"
-    run.update_record(status=status, steps=between.step, ended=now())
+    if run.record.get("status") == "running":  # not where a finished run was resumed and nothing was left to do
+        run.update_record(status=status, steps=between.step, ended=now())
     return {"run": str(run.folder), "status": status, "steps": between.step, "metrics": metrics.last or _last_record(run)}
 
 

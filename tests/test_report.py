@@ -270,6 +270,46 @@ def test_a_real_run_of_few_files_has_a_page(tmp_path):
     assert shown["record"]["backend"] == "jax" and shown["config"]["nearest"] == "fashion_mnist_mini"
 
 
+def resumed(step, at, **rest):
+    return {"step": step, "at": f"2026-01-01T{at}+00:00", **rest}
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    [
+        ({}, (125, False)),
+        ({"ended": None}, (None, False)),
+        ({"resumed": [resumed(100, "00:01:55", stopped="2026-01-01T00:01:00+00:00")]}, (60 + 10, False)),
+        # Of a run that an older kvq resumed, or that was killed, it is not known how long it paused.
+        ({"resumed": [resumed(100, "00:01:55")]}, (125, True)),
+        ({"resumed": [resumed(100, "00:01:55", stopped=None)]}, (125, True)),
+        # It goes on, and an older kvq left the end before: not the end of what runs now.
+        ({"resumed": [resumed(100, "00:03:00")]}, (None, True)),
+        ({"started": 7}, (None, False)),
+        ({"started": "yesterday", "resumed": [resumed(100, "00:01:55")]}, (None, True)),
+        ({"started": "2026-01-01T00:00:00", "resumed": 7}, (None, False)),
+    ],
+)
+def test_the_time_is_that_of_training_without_the_pauses(tmp_path, record, expected):
+    run = make_run(tmp_path / "run", **record)
+    report(run.folder)
+    (shown,) = data_of(run.report)["runs"]
+    assert shown["seconds"] == expected[0] and (expected[0] is None or shown["with_pauses"] == expected[1])
+
+
+def test_commands_come_the_newest_first_and_each_once(tmp_path):
+    again = {"command": "kvq train mine --resume", "stopped": None}
+    entries = [resumed(60, "00:01:00"), resumed(100, "00:01:10", **again), resumed(200, "00:01:20", **again), "rubbish"]
+    run = make_run(tmp_path / "run", resumed=[*entries, resumed([], "00:01:30", command=["rubbish"])])
+    report(run.folder)
+    assert data_of(run.report)["runs"][0]["commands"] == [
+        {"step": None, "command": None},
+        {"step": 100, "command": "kvq train mine --resume"},
+        {"step": 60, "command": None},
+        {"step": 0, "command": "kvq train fashion_mnist_mini"},
+    ]
+
+
 def test_an_evaluation_of_other_weights_is_called_outdated(tmp_path):
     run = make_run(tmp_path / "run")
     run.write_evaluation(EVALUATION)
@@ -414,6 +454,20 @@ def test_the_page_is_read_with_the_keyboard(tmp_path, visit):
     assert "No file had to be left out." in text
 
 
+def test_a_resumed_run_shows_its_commands_and_how_long_it_was_trained(tmp_path, visit):
+    again = resumed(100, "00:01:55", command="kvq train mine --resume --steps 300", stopped="2026-01-01T00:01:00+00:00")
+    run, other = make_run(tmp_path / "run", resumed=[again]), make_run(tmp_path / "other", resumed=[resumed(100, "00:01:55")])
+    lines = ["from step 100: kvq train mine --resume --steps 300", "from the start: kvq train fashion_mnist_mini"]
+    assert text_of(visit(report(run.folder)), "header").split("\n")[2:] == ["torch · cpu · seed 0 · 1 min 10 s", *lines]
+    driver = visit(report([run.folder, other.folder]))
+    assert text_of(driver, "header").split("\n")[2:] == [
+        *(f"run: {line}" for line in lines),
+        "other: from step 100: a command that run.json does not name",
+        "other: from the start: kvq train fashion_mnist_mini",
+    ]
+    assert "time 1 min 10 s 2 min 5 s from the first start to the end" in text_of(driver, "main")
+
+
 def test_the_page_fits_a_phone(tmp_path, visit):
     run = make_run(tmp_path / ("long" * 20), steps=range(10, 500, 10), side=64, overrides=[f"data.source={'/deep' * 40}"])
     run.codebook_plot.write_bytes(png(Image.new("RGB", (1600, 200))))
@@ -464,7 +518,7 @@ def test_a_hostile_run_is_text_and_an_empty_one_says_what_is_missing(tmp_path, v
     ):
         assert missing in text
     odd = make_run(tmp_path / "odd", status=7, devices=7, command=7, backend=None, started={}, seed={})
-    assert text_of(visit(report(odd.folder)), "header").split("\n")[-1] == "7 · seed {} · 7"
+    assert text_of(visit(report(odd.folder)), "header").split("\n")[-1] == "7 · seed {}"
     failed = make_run(tmp_path / "failed", status="failed", error="TrainingError: the loss is not finite")
     assert (
         text_of(visit(report(failed.folder)), ".alert") == "Failed after step 300 of 2,500: TrainingError: the loss is not finite"

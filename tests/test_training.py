@@ -233,9 +233,36 @@ def test_what_a_checkpoint_says_of_its_model_is_measured_on_that_model(tmp_path)
 
 def test_resuming_a_finished_run_trains_nothing(finished):
     result, run = finished
-    before = run.read_metrics()
+    run.update_record(ended="2026-01-01T00:00:00+00:00")
+    before, record = run.read_metrics(), run.record
     assert train(small_config(7), run.folder, resume=True)["metrics"] == result["metrics"]
-    assert run.read_metrics() == before
+    assert run.read_metrics() == before and run.record == record
+
+
+def test_a_run_that_goes_on_says_when_it_had_stopped_and_by_which_command(tmp_path):
+    run = Run(tmp_path / "run")
+    train(small_config(1), run.folder, command="kvq train mine")
+    run.update_record(status="failed", error="the disk is full", ended="2026-01-01T00:00:00+00:00")
+    train(small_config(2), run.folder, resume=True, command="kvq train mine --resume --steps 2")
+    run.write_record({key: value for key, value in run.record.items() if key not in ("ended", "steps")} | {"status": "running"})
+    train(small_config(2), run.folder, resume=True)  # killed before it could say that it had finished
+    stopped, killed = run.record["resumed"]
+    assert (stopped["command"], stopped["stopped"]) == ("kvq train mine --resume --steps 2", "2026-01-01T00:00:00+00:00")
+    assert (killed["step"], killed["command"], killed["stopped"]) == (2, None, None)
+    assert (run.record["command"], run.record["status"]) == ("kvq train mine", "finished") and "error" not in run.record
+
+
+def test_a_run_that_goes_on_does_not_say_how_it_ended(tmp_path):
+    run, records = Run(tmp_path / "run"), []
+
+    class Look(Progress):
+        def start(self, total_steps: int, first_step: int) -> None:
+            records.append(run.record)
+
+    train(small_config(1), run.folder)
+    train(small_config(2), run.folder, resume=True, progress=Look())
+    (record,) = records
+    assert record["status"] == "running" and not {"ended", "steps"} & {*record}
 
 
 def test_resuming_for_fewer_steps_than_were_taken_is_refused_and_changes_nothing(finished):

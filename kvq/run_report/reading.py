@@ -11,6 +11,7 @@ from kvq.config import list_configs, load_config, parse_config
 from kvq.errors import ConfigError, RunError
 from kvq.run import Run
 from kvq.run_report.images import Pictures
+from kvq.run_report.sessions import sessions
 from kvq.untrusted import open_regular, parse_json, read_bytes
 
 _TEXT = 2**20  # bytes of a small file
@@ -54,6 +55,7 @@ def read_run(run: Run, name: str, of: int = 1) -> dict[str, Any]:
         "folder": shlex.quote(str(run.folder)),
         "status": str(record.get("status", "unknown")),
         "record": flat(record),
+        **sessions(record),
         "series": attempt(_series) or {},
         "config": attempt(_config),
         "evaluation": attempt(_evaluation),

@@ -31,10 +31,17 @@ function stepsOf(run) {
 }
 
 function duration(run) {
-  const seconds = (Date.parse(run.record.ended) - Date.parse(run.record.started)) / 1000;
-  if (!(seconds >= 0)) return null;
+  const { seconds, with_pauses: pauses } = run;
+  if (seconds === null) return null;
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60)];
-  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.round(seconds)} s`;
+  const long = hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.round(seconds)} s`;
+  return pauses ? `${long} from the first start to the end` : long;
+}
+
+/** The commands of a run that was resumed by others than it began with, the newest first; else the one that is known, if any. */
+function commandsOf(run) {
+  if (run.commands.length === 1) return [run.commands[0].command].filter((command) => command !== null);
+  return run.commands.map(({ step, command }) => `${step === 0 ? "from the start" : `from step ${written(step)}`}: ${command ?? "a command that run.json does not name"}`);
 }
 
 /** Of a run that goes on or has failed, how far it came. */
@@ -53,16 +60,26 @@ function statusOf(run) {
 }
 
 function heading() {
-  if (several) return make("header", {}, make("p", { class: "quiet" }, "kvq report"), make("h1", {}, `${runs.length} runs compared`));
+  if (several) {
+    return make(
+      "header",
+      {},
+      make("p", { class: "quiet" }, "kvq report"),
+      make("h1", {}, `${runs.length} runs compared`),
+      runs.flatMap((run) => commandsOf(run).map((command) => make("p", { class: "quiet" }, `${run.name}: ${command}`))),
+    );
+  }
   const [run] = runs;
+  const commands = commandsOf(run);
   const { backend, devices, seed } = run.record;
-  const facts = [backend, devices && exact(devices).replaceAll(/[[\]"]/g, ""), `seed ${exact(seed)}`, duration(run), run.record.command];
+  const facts = [backend, devices && exact(devices).replaceAll(/[[\]"]/g, ""), `seed ${exact(seed)}`, duration(run)];
   return make(
     "header",
     {},
     make("p", { class: "quiet" }, "kvq report"),
     make("h1", {}, run.name, " ", statusOf(run)),
-    make("p", { class: "quiet" }, facts.filter(Boolean).map(exact).join(" · ")),
+    make("p", { class: "quiet" }, [...facts, ...(commands.length > 1 ? [] : commands)].filter(Boolean).map(exact).join(" · ")),
+    commands.length > 1 ? commands.map((command) => make("p", { class: "quiet" }, command)) : null,
   );
 }
 
