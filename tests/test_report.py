@@ -501,6 +501,34 @@ def test_runs_are_shown_side_by_side(tmp_path, visit):
     assert captions == ["first", "second: step 280"]
 
 
+def test_figures_that_are_of_other_things_are_called_so(tmp_path, visit):
+    def data(digest):
+        return {"data": {"validation": {"images": 500, "sha256": digest}}}
+
+    first, same = (make_run(tmp_path / name, overrides=[f"train.seed={len(name)}"], **data("a")) for name in ("first", "same"))
+    older = make_run(tmp_path / "older")  # does not say on which images it was validated
+    driver = visit(report([first.folder, same.folder, older.folder]))
+    assert "Not comparable" not in text_of(driver, "main")
+    weights = ["loss.reconstruction=2.0", "quantizer.commitment_weight=0.5"]
+    other = make_run(tmp_path / "other", overrides=["data.crop=24", *weights], **data("b"))
+    other.append_metrics({"step": 300, "split": "validation", "entropy": 0.5})
+    driver = visit(report([first.folder, same.folder, other.folder]))
+    assert text_of(driver, "[aria-labelledby=final-figures] .alert") == (
+        "Not comparable: all figures (other validation images, other data.crop) and the loss (other terms, other "
+        "quantizer.commitment_weight, other loss.reconstruction)."
+    )
+    lost = make_run(tmp_path / "lost", **data("a"))
+    records = [record for record in lost.read_metrics() if record["split"] == "train"]
+    lost.metrics_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    driver = visit(report([first.folder, lost.folder]))
+    assert text_of(driver, "[aria-labelledby=final-figures] .alert") == "Not comparable: all figures (another split)."
+    # Of 500 images, 2,000 are as many as 1,000.
+    more, fewer = (make_run(tmp_path / str(n), overrides=[f"data.validation_images={n}"], **data("a")) for n in (1000, 100))
+    assert "Not comparable" not in text_of(visit(report([first.folder, more.folder])), "main")
+    text = text_of(visit(report([first.folder, fewer.folder])), "main")
+    assert "Not comparable: all figures (fewer validation images)." in text
+
+
 def test_a_hostile_run_is_text_and_an_empty_one_says_what_is_missing(tmp_path, visit):
     driver = visit(report(make_evil_run(tmp_path).folder), 375)
     assert width_of(driver) <= 375

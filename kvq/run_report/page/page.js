@@ -130,7 +130,32 @@ function comparison() {
     { head: "images/s, median", cells: runs.map(speed) },
     { head: "time", cells: runs.map((run) => duration(run) ?? "–") },
   ];
-  return section("Final figures", table("Final figures", ["", ...runs.map((run) => run.name)], rows));
+  return section("Final figures", incomparable(), table("Final figures", ["", ...runs.map((run) => run.name)], rows));
+}
+
+/** A sentence on what makes the final figures of runs say different things; null where nothing does. */
+function incomparable() {
+  // What a run does not say, as one of an older kvq, is no difference.
+  const differ = (value) => new Set(runs.map(value).filter((each) => each !== undefined)).size > 1;
+  const others = (keys) => keys.filter((key) => differ((run) => run.config?.values && exact(run.config.values[key]))).map((key) => `other ${key}`);
+  const images = ["images", "sha256", "some_sha256"].some((name) => differ((run) => run.record[`data.validation.${name}`]));
+  const number = (run) => {
+    const [most, there] = [run.config?.values?.["data.validation_images"], run.record["data.validation.images"]];
+    return most && there && Math.min(most, there);
+  };
+  const measured = [
+    differ(measuredOn) && "another split",
+    images ? "other validation images" : differ(number) && "fewer validation images",
+    ...others(["data.crop", "data.pad", "data.resize", "data.small"]),
+  ];
+  const weights = new Set(runs.flatMap((run) => Object.keys(run.config?.values ?? {}).filter((key) => /^loss\.|^quantizer\..*weight$/.test(key))));
+  const terms = (run) => measuredOn(run) && Object.keys(run.series[measuredOn(run)]).filter((name) => !NOT_TERMS.has(name)).sort().join();
+  const parts = [
+    ["all figures", measured.filter(Boolean)],
+    ["the loss", [differ(terms) && "other terms", ...others([...weights])].filter(Boolean)],
+  ];
+  const said = parts.filter(([, reasons]) => reasons.length).map(([what, reasons]) => `${what} (${reasons.join(", ")})`);
+  return said.length ? make("p", { class: "alert" }, `Not comparable: ${said.join(" and ")}.`) : null;
 }
 
 /** One chart for a name of all runs, or none where no run has it. */
