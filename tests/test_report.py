@@ -485,6 +485,51 @@ def test_the_page_fits_a_phone(tmp_path, visit):
         assert min(sizes) >= 12
 
 
+def test_what_hardly_changes_looks_like_it(tmp_path, visit):
+    def height(title):
+        """Of the only curve with a rise, of the 220 pixels of its chart."""
+        return driver.execute_script(
+            """const [chart] = [...document.querySelectorAll(".chart")].filter((e) => e.innerText.startsWith(arguments[0]));
+            const line = [...chart.querySelectorAll("polyline")].find((each) => each.getAttribute("points"));
+            return line.getBBox().height;""",
+            title,
+        )
+
+    for change in (0.002, 0.02):
+        run = make_run(tmp_path / str(change), steps=())
+        records = [(100, 20, 0.7, -5), (200, 20 + change, 0.7 + change, -5 + change)]
+        run.metrics_file.unlink()
+        for step, psnr, ssim, term in records:
+            run.append_metrics({"step": step, "split": "validation", "psnr": psnr, "ssim": ssim, "entropy": term})
+        driver = visit(report(run.folder))
+        # Of 184 pixels: an axis reaches over 0.05 and 0.5 dB at least, else over a twentieth of the values; and a bit more.
+        assert height("SSIM") == pytest.approx(change * 184 / 0.055, abs=0.2)
+        assert height("PSNR") == pytest.approx(change * 184 / 0.55, abs=0.2)
+        assert height("Loss") == pytest.approx(change * 184 / 0.275, rel=0.03, abs=0.2)
+
+
+def test_a_badge_and_a_swatch_stay_with_their_words_on_a_phone(tmp_path, visit):
+    few, several = (
+        [make_run(tmp_path / name, status="interrupted").folder for name in names] for names in (["a" * 24, "b" * 50], "cdef")
+    )
+    for runs in (few[0], several, few):
+        driver = visit(report(runs), 400)
+        badges = driver.find_elements("css selector", ".status")
+        assert badges and all(badge.size["height"] < 1.8 * 14 for badge in badges)
+        assert width_of(driver) <= 400
+    for name in driver.find_elements("css selector", ".legend tbody th"):
+        swatch = name.find_element("css selector", ".swatch")
+        beside = driver.execute_script(
+            """const words = document.createRange();
+            words.selectNodeContents(arguments[0].lastChild);
+            const [line] = words.getClientRects();
+            const box = arguments[1].getBoundingClientRect();
+            return box.right < line.left && box.top > line.top && box.bottom < line.bottom;""",
+            *(name, swatch),
+        )
+        assert beside
+
+
 def test_runs_are_shown_side_by_side(tmp_path, visit):
     first = make_run(tmp_path / "first")
     second = make_run(tmp_path / "second", steps=(90, 280), status="running", overrides=["train.seed=1"])

@@ -39,9 +39,10 @@ function nearest(points, step) {
 
 /**
  * A chart of curves: {label, colour, train, validation}, the last two lists of [step, value], which may be empty.
- * `log` for a logarithmic axis; `zero` for one that begins at nothing; `format` writes a value.
+ * `log` for a logarithmic axis; `zero` for one that begins at nothing; `span`, the least that a linear one reaches over, so that
+ * what hardly changes looks like it; `format` writes a value.
  */
-function chart({ title, curves, log = false, zero = false, format = written }) {
+function chart({ title, curves, log = false, zero = false, span, format = written }) {
   const splits = ["train", "validation"].filter((split) => curves.some((curve) => curve[split].length));
   const all = curves.flatMap((curve) => splits.flatMap((split) => curve[split]));
   const steps = [...new Set(all.map(([step]) => step))].sort((a, b) => a - b);
@@ -50,9 +51,11 @@ function chart({ title, curves, log = false, zero = false, format = written }) {
   const values = all.map(([, value]) => value);
   let low = zero ? 0 : values.reduce((a, b) => Math.min(a, b));
   let high = values.reduce((a, b) => Math.max(a, b));
+  const middle = (low + high) / 2;
+  const reach = Math.max(high - low, span ?? Math.abs(middle) / 20) || 1;
   if (log) [low, high] = [low / 1.1, high * 1.1];
-  else if (low === high) [low, high] = [low - (zero ? 0 : 0.5), high + (Math.abs(high) || 1) / 2];
-  else [low, high] = [zero ? 0 : low - (high - low) / 20, high + (high - low) / 20];
+  else if (zero) high = 1.05 * high || 0.5;
+  else [low, high] = [middle - 0.55 * reach, middle + 0.55 * reach];
 
   const plot = make("div", {
     class: "plot",

@@ -215,7 +215,7 @@ document.body.append(
     {},
     alerts(),
     figures(),
-    curves("Curves", [losses(), metric("psnr", "PSNR, dB"), metric("ssim", "SSIM")]),
+    curves("Curves", [losses(), metric("psnr", "PSNR, dB", { span: 0.5 }), metric("ssim", "SSIM", { span: 0.05 })]),
     section("Reconstructions", reconstructions(runs)),
     curves(
       "Codebook",
