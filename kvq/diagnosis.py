@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kvq import __version__, backends
-from kvq.errors import BackendError
+from kvq.errors import BackendError, installing
 
-WITH_CUDA = {"jax": "jax[cuda12]", "tensorflow": "tensorflow[and-cuda]"}
+WITH_CUDA = {"jax": "jax-cuda", "tensorflow": "tensorflow-cuda"}  # extras
 OLDEST_KERAS = (3, 15)
 # Importing TensorFlow takes up to a minute on a machine that is busy or reads from a network disk.
 PROBE_SECONDS = 120
@@ -77,19 +77,19 @@ def problems(found: dict[str, dict[str, Any]]) -> Iterator[str]:
         found: The installed backends, as `doctor` returns them.
     """
     if not found:
-        yield f"No backend is installed. Install one with: pip install {' or '.join(backends.BACKENDS)}"
+        yield backends.NONE_INSTALLED
     for name, facts in found.items():
         if "error" in facts:
             yield f"{name} is installed and cannot be used: {facts['error']}"
         elif backends.gpu_found() and facts["devices"] == ["cpu"]:
-            way_out = f' Install its GPU version with: pip install "{WITH_CUDA[name]}"' if name in WITH_CUDA else ""
+            way_out = f" Install its GPU version with: {installing(WITH_CUDA[name])}" if name in WITH_CUDA else ""
             yield f"{name} sees no GPU, although this machine has one.{way_out}"
         if len(backends.distributions(name)) > 1:
             both = " and ".join(backends.distributions(name))
             yield f"{both} are installed and overwrite each other's files. Uninstall both, then install one."
     keras = _version("keras")
     if keras is not None and tuple(int(part) for part in keras.split(".")[:2]) < OLDEST_KERAS:
-        yield f"Keras {keras} is too old. Install {'.'.join(map(str, OLDEST_KERAS))} or later with: pip install -U keras"
+        yield f"Keras {keras} is too old. Install {'.'.join(map(str, OLDEST_KERAS))} or later with: {installing()}"
     yield from _unmet_requirements([d for name in found for d in backends.distributions(name)])
 
 

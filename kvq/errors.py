@@ -70,3 +70,13 @@ class ExportError(KvqError):
     """An exported model did not run in its runtime, or did not agree with the original."""
 
     exit_code = 1
+
+
+def installing(*extras: str) -> str:
+    """The way out where packages are missing, as README.md has it: in the versions that the tests ran with.
+
+    Args:
+        extras: Of pyproject.toml. Without any, what kvq always needs.
+    """
+    what = f'".[{",".join(extras)}]"' if extras else "."
+    return f"pip install -c constraints.txt {what} (in a clone of kvq)"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kvq.errors import BackendError
+from kvq.errors import BackendError, installing
 from kvq.progress import Progress
 from kvq.run import Run
 
@@ -22,7 +22,7 @@ class TensorBoard(Progress):
         try:
             import tensorboardX
         except ImportError:
-            raise BackendError("TensorBoard summaries need two packages: pip install tensorboard tensorboardX.") from None
+            raise BackendError(f"TensorBoard summaries need two packages: {installing('tensorboard')}.") from None
         self._open = lambda: tensorboardX.SummaryWriter(str(run.tensorboard))
 
     @functools.cached_property

@@ -21,7 +21,7 @@ from kvq import backends
 from kvq.backends.memory import keep_freed_memory
 from kvq.config import RunConfig, load_config
 from kvq.data.places import GREY
-from kvq.errors import BackendError, TrainingError
+from kvq.errors import BackendError, TrainingError, installing
 from kvq.progress import Progress
 
 BLOCK_SECONDS = 1.5
@@ -58,9 +58,11 @@ def benchmark(
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
     names = list(names or backends.installed())
-    if not names or set(names) - set(backends.installed()):
-        missing = ", ".join(sorted(set(names) - set(backends.installed()))) or " or ".join(backends.BACKENDS)
-        raise BackendError(f"Not installed: {missing}. Install a backend with: pip install NAME")
+    if not names:
+        raise BackendError(backends.NONE_INSTALLED)
+    if missing := sorted(set(names) - set(backends.installed())):
+        extras = [name for name in missing if name in backends.BACKENDS] or backends.BACKENDS[:1]
+        raise BackendError(f"Not installed: {', '.join(missing)}. Install a backend with: {installing(*extras)}")
     progress = progress or Progress()
     channels = 1 if config.data.source in GREY else 3
     found: dict[str, dict[str, Any]] = {}

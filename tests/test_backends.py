@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 
 from kvq import backends, diagnosis
 from kvq.backends import memory
-from kvq.errors import BackendError
+from kvq.errors import BackendError, installing
 
 HERE = keras.backend.backend()
 
@@ -78,8 +79,8 @@ def test_keras_already_running_is_kept(machine) -> None:
     [
         (ALL, "theano", None, "must be one of jax, tensorflow, torch. Received: theano"),
         (ALL, None, "numpy", r"Received: numpy \(from KERAS_BACKEND\)"),
-        (("jax",), "torch", None, r"pip install torch$"),
-        ((), None, None, r"No backend is installed. .*pip install tensorflow or torch or jax$"),
+        (("jax",), "torch", None, re.escape(installing("torch")) + "$"),
+        ((), None, None, r"No backend is installed\. Install tensorflow or torch or jax, as with: pip install -c "),
     ],
 )
 def test_a_choice_that_cannot_be_had(machine, installed, option, variable, message) -> None:
@@ -136,7 +137,11 @@ SOUND = {"version": "1.0", "devices": ["cpu"], "threads": 2, "tf32": None}
     [
         ({}, False, ["No backend is installed"]),
         ({"jax": {"version": "1.0", "error": "no libcuda"}}, False, ["jax is installed and cannot be used: no libcuda"]),
-        ({"jax": SOUND}, True, ["jax sees no GPU, although this machine has one. Install its GPU version with: pip install"]),
+        (
+            {"jax": SOUND},
+            True,
+            [f"jax sees no GPU, although this machine has one. Install its GPU version with: {installing('jax-cuda')}"],
+        ),
         ({"torch": SOUND}, True, ["torch sees no GPU"]),
         ({"jax": {**SOUND, "devices": ["gpu: NVIDIA"]}}, True, []),
         ({"jax": SOUND}, False, []),
@@ -158,7 +163,7 @@ def test_problems_with_packages(monkeypatch) -> None:
     monkeypatch.setattr(backends, "_version", versions.get)
     monkeypatch.setattr(diagnosis.importlib.metadata, "requires", lambda name: requires.get(name))
     assert sorted(diagnosis.problems({"tensorflow": SOUND})) == [
-        "Keras 3.9.2 is too old. Install 3.15 or later with: pip install -U keras",
+        "Keras 3.9.2 is too old. Install 3.15 or later with: pip install -c constraints.txt . (in a clone of kvq)",
         "kvq needs grain>=1, which is not installed.",
         "kvq needs keras>=3.15. Installed: keras 3.9.2.",
         "tensorflow and tensorflow-cpu are installed and overwrite each other's files. Uninstall both, then install one.",

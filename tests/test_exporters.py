@@ -4,8 +4,11 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +20,7 @@ from kvq.backends import BACKENDS
 from kvq.build import build_model
 from kvq.config import RunConfig, load_config
 from kvq.data import open_source
-from kvq.errors import BackendError, ExportError, KvqError
+from kvq.errors import BackendError, ExportError, KvqError, installing
 from kvq.exporters import EXPORTERS, export, writers
 from kvq.exporters import check as check_module
 from kvq.exporters.parts import Loaded
@@ -253,17 +256,30 @@ def test_a_missing_package_is_named_and_how_to_install_it(run, tmp_path, monkeyp
     found = importlib.util.find_spec
     missing = {"onnxruntime", "ai_edge_litert"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else found(name, *rest))
-    with pytest.raises(BackendError, match=r"onnxruntime: pip install (\w+ )*onnxruntime\.$"):
+    with pytest.raises(BackendError, match=re.escape(f"onnxruntime: {installing('onnx')}.") + "$"):
         export(run, "onnx", tmp_path / "out", backend=keras.backend.backend())
     # Nothing else is installed.
     monkeypatch.setattr(writers.backends, "installed", lambda: [])
     if keras.backend.backend() == "jax":
-        with pytest.raises(BackendError, match=r"needs torch: pip install torch\.$"):
+        with pytest.raises(BackendError, match=re.escape(f"needs torch: {installing('torch')}.") + "$"):
             export(run, "torch", tmp_path / "out")
     if keras.backend.backend() == "torch":
-        with pytest.raises(BackendError, match=r"tensorflow and ai_edge_litert: pip install tensorflow ai_edge_litert\.$"):
+        both = re.escape(f"tensorflow and ai_edge_litert: {installing('tensorflow', 'litert')}.")
+        with pytest.raises(BackendError, match=both + "$"):
             export(run, "litert", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_extra_brings_each_package_that_a_format_needs():
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    extras = {
+        extra: {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+        for extra, lines in pyproject["project"]["optional-dependencies"].items()
+    }
+    for exporter in EXPORTERS.values():
+        for backend in exporter.backends or BACKENDS:
+            for package in exporter.packages(backend):
+                assert package in extras[writers._EXTRAS.get(package, package)]
 
 
 def test_formats_go_to_the_backend_that_suits_them(monkeypatch):

@@ -14,8 +14,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import kvq
-from kvq import backends
+from kvq import backends, diagnosis
 from kvq.data import open_source
+from kvq.errors import installing
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -113,3 +114,14 @@ def test_what_computes_nothing_needs_no_backend(name: str) -> None:
 @pytest.mark.parametrize("name", kvq.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(kvq, name) is not None
+
+
+def test_what_is_missing_is_installed_as_the_readme_says() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert {*backends.BACKENDS, *diagnosis.WITH_CUDA.values()} <= {*extras}
+    assert installing("tensorflow").partition(" (")[0] in (ROOT / "README.md").read_text("utf-8")
+    for path in [*(ROOT / "kvq").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        text = path.read_text("utf-8")
+        assert {*re.findall(r"installing\('([\w-]+)'\)", text)} <= {*extras}, path
+        # By its name alone a package comes in a version that no test ran with, and without what kvq needs beside it.
+        assert "pip install" not in text or path.name == "errors.py", path

@@ -22,7 +22,7 @@ from kvq import load_config
 from kvq.artifact import save
 from kvq.build import build_model
 from kvq.data import TokenSource
-from kvq.errors import BackendError, WorkerError
+from kvq.errors import BackendError, WorkerError, installing
 from kvq.tokens import ray_engine
 from kvq.tokens.encoding import encode
 from kvq.tokens.engines import LocalEngine
@@ -30,7 +30,7 @@ from kvq.tokens.ray_engine import ATTEMPTS, RayEngine
 
 SIDE = 8
 CUT = {"split": "all", "batch_size": 4, "shard_size": 10}
-needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason='Ray is not installed: pip install "ray[data]"')
+needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason=f"Ray is not installed: {installing('ray')}")
 # Ray Data 2.60 warns of settings that it makes itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
@@ -117,7 +117,7 @@ def test_without_ray_it_says_what_to_install(model, photos, tmp_path, monkeypatc
     with pytest.raises(BackendError):
         RayEngine()
     result = run("encode", model, photos, "--split", "all", "--out", tmp_path / "set", "--engine", "ray")
-    assert result.exit_code == 2 and 'error: Encoding on Ray needs it: pip install "ray[data]".' in result.stderr
+    assert result.exit_code == 2 and f"error: Encoding on Ray needs it: {installing('ray')}." in result.stderr
     assert not (tmp_path / "set").exists()
 
 

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvq.errors import BackendError
+from kvq.errors import BackendError, installing
 
 # Each is also the name of the package to import and of the extra that installs it. In the order of preference without a GPU:
 # which is the fastest is another on each processor, and JAX was on none so far.
 BACKENDS = ("tensorflow", "torch", "jax")
 GPU_ORDER = ("jax", "torch", "tensorflow")
+NONE_INSTALLED = f"No backend is installed. Install {' or '.join(BACKENDS)}, as with: {installing(BACKENDS[0])}"
 # Where more than one distribution brings the same package, any of them will do.
 DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu"),
@@ -72,7 +73,7 @@ def choose(option: str | None = None, report: Callable[[str], None] | None = Non
     if name not in BACKENDS:
         raise BackendError(f"The backend must be one of {', '.join(sorted(BACKENDS))}. Received: {name} (from {reason}).")
     if name not in installed():
-        raise BackendError(f"The backend {name} is not installed. Install it with: pip install {name}")
+        raise BackendError(f"The backend {name} is not installed. Install it with: {installing(name)}")
     if running and running != name:
         raise BackendError(f"Keras already runs on {running} in this process. To use {name}, choose it before importing keras.")
 
@@ -88,7 +89,7 @@ def default() -> str:
     """The backend that is used where nobody asked for one: the fastest that is installed, as far as a rule can tell."""
     names = installed()
     if not names:
-        raise BackendError(f"No backend is installed. Install one with: pip install {' or '.join(BACKENDS)}")
+        raise BackendError(NONE_INSTALLED)
     if not gpu_found():
         return names[0]
     able = [name for name in GPU_ORDER if name in names and not (name == "jax" and not jax_gpu_plugin())]

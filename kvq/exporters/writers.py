@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kvq import backends
-from kvq.errors import BackendError, ExportError
+from kvq.errors import BackendError, ExportError, installing
 from kvq.exporters.parts import Exporter
 
+# Which extra brings a package, where it has not the package's name.
+_EXTRAS = {"onnxruntime": "onnx", "tf2onnx": "onnx", "jax2onnx": "onnx", "ai_edge_litert": "litert"}
 _PROGRAM = """\
 import json, sys
 from kvq.errors import KvqError
@@ -47,7 +49,8 @@ def choose_backend(format: str, exporter: Exporter, wish: str | None) -> str:
             return name
     name = installed[0] if installed else candidates[0]
     needed = [*([] if installed else [name]), *_missing(exporter, name)]
-    raise BackendError(f"Export to {format} needs {' and '.join(needed)}: pip install {' '.join(needed)}.")
+    extras = dict.fromkeys(_EXTRAS.get(package, package) for package in needed)
+    raise BackendError(f"Export to {format} needs {' and '.join(needed)}: {installing(*extras)}.")
 
 
 def ready(exporters: dict[str, Exporter]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from kvq import artifact, backends
 from kvq.data.places import KNOWN
 from kvq.data.token_set import MANIFEST, PLAN, TokenPlan
-from kvq.errors import BackendError, KvqError, WorkerError
+from kvq.errors import BackendError, KvqError, WorkerError, installing
 from kvq.evaluation import images_for
 from kvq.tokenizer import Tokenizer
 from kvq.tokens import shards
@@ -55,7 +55,7 @@ class RayEngine:
         if workers is not None and workers < 1:
             raise ValueError(f"`workers` must be at least 1. Received: {workers}.")
         if not _installed():
-            raise BackendError('Encoding on Ray needs it: pip install "ray[data]".')
+            raise BackendError(f"Encoding on Ray needs it: {installing('ray')}.")
         self.workers = workers
 
     @contextlib.contextmanager
