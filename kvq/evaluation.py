@@ -122,7 +122,7 @@ def images_for(path: str | Path, config: ArtifactConfig, data: str | Path | None
     check_images(source, config.images.crop, config.images.pad, config.images.resize)
     if source.channels != config.images.channels:
         takes = "1 channel" if config.images.channels == 1 else f"{config.images.channels} channels"
-        raise DataError(f"{path} takes images of {takes}. Received: {source.channels} in {source.name}. Give others by --data.")
+        raise DataError(f"{path} takes images of {takes}. Received: {source.channels} in {source.name}. Give other data.")
     return source
 
 

@@ -240,7 +240,7 @@ def test_all_bad_is_an_error(model, photos, tmp_path):
 
 
 def test_data_that_do_not_fit_the_model_are_refused_before_anything_is_written(model, tmp_path):
-    with pytest.raises(DataError, match="takes images of 3 channels. Received: 1"):
+    with pytest.raises(DataError, match="takes images of 3 channels. Received: 1 in fashion_mnist_mini. Give other data.$"):
         encode(model, "fashion_mnist_mini", tmp_path / "set")
     with pytest.raises(ArtifactError, match="There is no"):
         encode(tmp_path / "nothing", "fashion_mnist_mini", tmp_path / "set")
