@@ -121,7 +121,7 @@ def train(
                 )
             run.drop_metrics_after(checkpoint.step)
             if first_step == config.train.steps:
-                progress.note(f"All {first_step:,} steps were taken before. A larger train.steps goes on from there.")
+                progress.note(f"All {first_step:,} steps were taken before. A larger train.steps (--steps) goes on from there.")
             if changes or first_step < config.train.steps or run.record.get("status") != "finished":
                 record_resumption(run, checkpoint, config, changes, command, model, note)
         return _train(run, config, model, source, validation, first_step, note, progress, watchers)

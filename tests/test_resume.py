@@ -184,6 +184,7 @@ def test_a_finished_run_says_so_and_a_larger_number_of_steps_extends_it(straight
     again = subprocess.run(command(run, "--resume", "--json"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["status"] == "finished" and json.loads(again.stdout)["steps"] == STEPS
+    assert f"All {STEPS} steps were taken before. A larger train.steps (--steps) goes on from there." in again.stderr
     longer = subprocess.run(command(run, "--resume", "--json", "--steps", str(STEPS + 2)), capture_output=True, text=True)
     assert longer.returncode == 0, longer.stderr
     assert json.loads(longer.stdout)["steps"] == STEPS + 2 and records(run)[-1]["step"] == STEPS + 2
