@@ -55,7 +55,7 @@ def pack(
         output.print_json(result)
     else:
         images, shards = output.count(result["images"], "image"), output.count(result["shards"], "shard")
-        print(f"{images} in {shards}, {result['bytes'] / 1e6:.1f} MB, in {result['out']}")
+        print(f"{images} in {shards}, {output.size(result['bytes'])}, in {result['out']}")
         if result["skipped"]:
             print(f"{output.count(result['skipped'], 'file')} could not be decoded: {result['out']}/skipped.txt")
 

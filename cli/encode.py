@@ -65,7 +65,7 @@ def encode(
         return
     what = "" if result["complete"] else f", part {shard}: run the other parts to complete the set"
     images, shards = output.count(result["images"], "image"), output.count(result["shards"], "shard")
-    print(f"{images} in {shards}, {result['bytes'] / 1e6:.1f} MB, in {result['out']}{what}")
+    print(f"{images} in {shards}, {output.size(result['bytes'])}, in {result['out']}{what}")
     if result["skipped"]:
         where = f": {result['out']}/skipped.txt" if result["complete"] else ""
         print(f"{output.count(result['skipped'], 'image')} could not be used{where}")

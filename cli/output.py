@@ -74,6 +74,11 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
+def size(bytes_: int) -> str:
+    """So many bytes, for people."""
+    return f"{bytes_ / 1e6:.1f} MB" if bytes_ >= 1e5 else f"{bytes_ / 1e3:.1f} kB"
+
+
 def number(value: Any) -> str:
     """A value for people: four significant digits, thousands apart."""
     if value is None or isinstance(value, bool):

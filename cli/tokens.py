@@ -35,4 +35,4 @@ def migrate(
         output.print_json(result)
         return
     sizes = f"{result['previous_vocabulary']} to {result['vocabulary']}"
-    print(f"{result['images']} images, {result['bytes'] / 1e6:.1f} MB, vocabulary {sizes}, in {result['out']}")
+    print(f"{result['images']} images, {output.size(result['bytes'])}, vocabulary {sizes}, in {result['out']}")

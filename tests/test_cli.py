@@ -475,6 +475,10 @@ def test_things_are_counted() -> None:
     assert [output.count(number, "shard") for number in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
 
 
+def test_small_sizes_are_more_than_nothing() -> None:
+    assert [output.size(number) for number in (240, 99_900, 123_456, 2 * 10**9)] == ["0.2 kB", "99.9 kB", "0.1 MB", "2000.0 MB"]
+
+
 def test_a_reader_that_goes_does_not_end_training(tmp_path: Path) -> None:
     options = ["--set", "train.batch_size=4", "--set", "data.validation_images=8", "--set", "train.log_every=1"]
     arguments = command("train", "fashion_mnist_mini", "--steps", "12", *options, "--backend", BACKEND)
