@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from kvq.data import inspect, iterate, open_source, pack, training_batches, training_transforms
@@ -110,6 +112,34 @@ def test_a_stopped_call_goes_on_and_ends_as_if_it_had_not_been(photos, tmp_path)
     assert len(list((tmp_path / "whole").iterdir())) == len([*(tmp_path / "packed").glob("[!.]*")])
     assert all((tmp_path / "packed" / name).stat().st_mtime_ns == time for name, time in kept.items())
     assert not (tmp_path / "packed" / PLAN).exists()
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_full_disk_is_one_clear_error_and_packing_goes_on_later(photos, tmp_path, monkeypatch, method):
+    class Full:
+        """The writer of array_record on a disk that has no room for the second shard."""
+
+        def __init__(self, path, options):
+            self.writer, self.full = ArrayRecordWriter(path, options), "00001" in path
+
+        def write(self, record):
+            self._call("write", record)
+
+        def close(self):
+            self._call("close")
+
+        def _call(self, name, *arguments):
+            getattr(self.writer, name)(*arguments)
+            if self.full and name == method:
+                raise RuntimeError("write() failed: No space left on device; writing x; at byte 12288; Failed to close")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(array_record_module, "ArrayRecordWriter", Full)
+        with pytest.raises(DataError, match="packed cannot be written: .*No space left on device. What is packed"):
+            pack(photos, tmp_path / "packed", shard_size=10)
+    left = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert left == {"all-00000.array_record", "all-00000.array_record.json", PLAN}
+    assert pack(photos, tmp_path / "packed", shard_size=10)["images"] == 25
 
 
 def test_packing_refuses_what_it_would_spoil_or_cannot_take(photos, tmp_path):

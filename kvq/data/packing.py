@@ -1,9 +1,11 @@
 """A folder of images becomes ArrayRecord shards, whole files one by one, so that packing goes on where it was stopped."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,29 +123,21 @@ def _shard(
     folder: Path, names: list[str], path: Path, size: int | None, on_progress: Callable[[int], None]
 ) -> tuple[Shard | None, list[list[str]]]:
     """Writes one shard unless it is there; it appears whole. A file beside it says what came of it, until the end."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     said = path.with_name(path.name + ".json")
     if said.exists():
         known = json.loads(said.read_text("utf-8"))
         return (Shard.model_validate(known["shard"]) if known["shard"] else None), known["skipped"]
     temporary, skipped = path.with_name(f".{path.name}"), []
-    # A record for itself, so that one is read without its neighbours; JPEG does not shrink further.
-    writer, records = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed"), 0
-    try:
+    with _new_records(temporary) as write:
+        records = 0
         for number, name in enumerate(names):
             try:
                 content = _packed(read_bytes(folder / name, name), name, size)
-                writer.write(to_record(name, -1, content))
+                write(to_record(name, -1, content))
                 records += 1
             except BadImageError as error:
                 skipped.append([name, error.reason])
             on_progress(number + 1)
-    except BaseException:
-        writer.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    writer.close()
     shard = None
     if records:
         digest = sha256(temporary)
@@ -154,6 +148,30 @@ def _shard(
         temporary.unlink()
     write_bytes(said, json.dumps({"shard": shard and shard.model_dump(), "skipped": skipped}).encode())
     return shard, skipped
+
+
+@contextlib.contextmanager
+def _new_records(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """What appends a record to a new file, which is gone again if the block fails. A full disk is an OSError, as everywhere."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def told(call: Callable[..., None], *arguments: bytes) -> None:
+        try:
+            call(*arguments)
+        except RuntimeError as error:
+            # "write() failed: No space left on device; writing FILE; ..."
+            raise OSError(str(error).partition(";")[0]) from error
+
+    # A record for itself, so that one is read without its neighbours; JPEG does not shrink further.
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        yield functools.partial(told, writer.write)
+        told(writer.close)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _packed(content: bytes, name: str, size: int | None) -> bytes:
