@@ -1,6 +1,7 @@
 """What `kvq export` promises, over every format: files that run in their own runtime and say what the model says."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -215,6 +216,27 @@ def test_what_a_converter_cannot_do_is_one_line_that_names_other_backends(run, t
         f"The image encoder could not be written to keras on {current}: ValueError: rem has no rule."
         f" Another backend may do it, where it is installed: --backend {others}."
     )
+
+
+@pytest.mark.parametrize("full_at", ["example.py", "encoder.keras", "report.json"])
+def test_a_full_disk_is_one_line_that_names_no_other_backend(run, tmp_path, monkeypatch, full_at):
+    def write(part, path):
+        write_text(path, "")
+
+    def write_text(path, content):
+        if path.name == full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text(content, "utf-8")
+
+    monkeypatch.setitem(EXPORTERS, "keras", dataclasses.replace(EXPORTERS["keras"], write=write))
+    monkeypatch.setattr("kvq.exporters.write_text", write_text)
+    with pytest.raises(KvqError) as error:
+        export(run, "keras", tmp_path / "out", ["encoder"])
+    assert str(error.value) == f"{tmp_path / 'out'} cannot be written: No space left on device. Give another --out."
+    assert not (tmp_path / "out" / "encoder.keras").exists()
+    if full_at == "encoder.keras":
+        entry = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["parts"]["encoder"]
+        assert entry["file"] is None and "No space left" in entry["error"]
 
 
 def test_pixels_may_differ_by_one_grey_level_and_no_more(run, tmp_path, monkeypatch):

@@ -3,11 +3,12 @@
 `EXPORTERS` has an entry for each format: how to write a file, and how to run one in the format's own runtime.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,8 @@ def export(
     if bundle:
         bundle.check(config)
         archive = bundle.runtime(Path(runtime) if runtime else None, say)
-    try:
+    with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KvqError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
     earlier = _earlier_report(out, format)
     if not earlier and holds_files(out):
         raise KvqError(f"{out} holds files, and no {REPORT} of an export. Give another --out, a new folder.")
@@ -118,43 +117,54 @@ def export(
         "image_size": f"free, multiples of {step}" if free else f"{side}x{side}",
         "parts": {},
     }
-    if of_this_model:
-        report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
-    else:
-        for name in wanted:
-            _remove(out / f"{name}.{exporter.extension}")
-    with quiet():
-        samples = make_samples(tokenizer, images, free)
-    if bundle:
-        _remove(out / bundle.entry)
-    _write_report(out, report)
-    write_text(out / "example.py", example(exporter, config))
-    for name, part in build_parts(tokenizer).items():
-        if name not in wanted:
-            continue
-        file = out / f"{name}.{exporter.extension}"
-        entry: dict[str, Any] = {"file": str(file)}
-        report["parts"][name] = entry
-        try:
-            with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder, quiet():
-                written = Path(folder) / file.name
-                loaded = _write_and_load(format, exporter, part, written)
-                entry |= {"bytes": _bytes(Path(folder)), "inputs": loaded.inputs, "outputs": loaded.outputs, **loaded.facts}
-                entry |= compare(part, samples, loaded.run)
-                del loaded
-                for made in Path(folder).iterdir():
-                    _move(made, out / made.name)
-        except ExportError as error:
-            entry |= {"file": None, "error": str(error)}
-            # Nor may one of an earlier export stand for it.
-            _remove(file)
-            raise
-        finally:
-            _write_report(out, report)
-    if bundle and archive:
-        report |= bundle.write(out, tokenizer, archive, free)
+    with _writing_to(out):
+        if of_this_model:
+            report["parts"] = {name: entry for name, entry in earlier["parts"].items() if name not in wanted}
+        else:
+            for name in wanted:
+                _remove(out / f"{name}.{exporter.extension}")
+        with quiet():
+            samples = make_samples(tokenizer, images, free)
+        if bundle:
+            _remove(out / bundle.entry)
         _write_report(out, report)
+        write_text(out / "example.py", example(exporter, config))
+        for name, part in build_parts(tokenizer).items():
+            if name not in wanted:
+                continue
+            file = out / f"{name}.{exporter.extension}"
+            entry: dict[str, Any] = {"file": None}
+            report["parts"][name] = entry
+            try:
+                with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder, quiet():
+                    written = Path(folder) / file.name
+                    loaded = _write_and_load(format, exporter, part, written)
+                    entry |= {"bytes": _bytes(Path(folder)), "inputs": loaded.inputs, "outputs": loaded.outputs, **loaded.facts}
+                    entry |= compare(part, samples, loaded.run)
+                    del loaded
+                    for made in Path(folder).iterdir():
+                        _move(made, out / made.name)
+                entry["file"] = str(file)
+            except (ExportError, OSError) as error:
+                entry["error"] = str(error)
+                # Nor may one of an earlier export stand for it.
+                _remove(file)
+                raise
+            finally:
+                _write_report(out, report)
+        if bundle and archive:
+            report |= bundle.write(out, tokenizer, archive, free)
+            _write_report(out, report)
     return report
+
+
+@contextlib.contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    """Tells of a folder that cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise KvqError(f"{out} cannot be written: {error.strerror or error}. Give another --out.") from None
 
 
 def _bundles() -> list[str]:
@@ -165,6 +175,8 @@ def _write_and_load(format: str, exporter: Exporter, part: Part, path: Path) -> 
     name = part.model.name.replace("_", " ")
     try:
         exporter.write(part, path)
+    except OSError:
+        raise  # no other backend has a larger disk
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         message = f"The {name} could not be written to {format} on {current_backend()}: {type(error).__name__}: {reason}."

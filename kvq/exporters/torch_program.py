@@ -1,5 +1,6 @@
 """Export as PyTorch's ExportedProgram (a .pt2 file), which PyTorch runs without Keras."""
 
+import io
 from pathlib import Path
 
 import keras
@@ -16,7 +17,10 @@ def _write(part: Part, path: Path) -> None:
     sample = keras.ops.convert_to_tensor(part.sample)
     # Keras' models are called as `forward(*args)`: hence a tuple in the tuple.
     program = torch.export.export(part.model.eval(), (sample,), dynamic_shapes=((free,),), strict=False)
-    torch.export.save(program, str(path))
+    # Not into the file: on a full disk PyTorch's own writer aborts the process.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load(path: Path) -> Loaded:
