@@ -13,12 +13,12 @@ from .progress import choose_progress
 def decode(
     model: options.Model,
     tokens: Annotated[Path, typer.Argument(help="A folder that `kvq encode` wrote.")],
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to, new or begun before.")],
     force: Annotated[bool, typer.Option("--force", help="Decode tokens of other weights all the same.")] = False,
     backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
-    """Write the images of a token data set, as PNG files named after their sources."""
+    """Write the images of a token data set, as PNG files named after their sources. A call that was stopped goes on."""
     with computing(backend):
         from kvq.tokens.decoding import decode
 

@@ -1,5 +1,6 @@
 """What `kvq encode` and `kvq decode` promise: the same bytes however the work was cut, and a set that says what it is."""
 
+import errno
 import json
 import os
 import re
@@ -394,6 +395,45 @@ def test_images_are_decoded_into_a_folder_of_their_own(model, photos, tmp_path):
     assert {path: path.read_bytes() for path in originals.rglob("*") if path.is_file()} == before
     with pytest.raises(ValueError, match="`batch_size` must be at least 1. Received: -1"):
         decode(model, tmp_path / "set", tmp_path / "png", batch_size=-1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_decoding_that_was_stopped_says_what_is_there_and_goes_on(model, photos, tmp_path, monkeypatch, error):
+    encode(model, photos, tmp_path / "set", split="all")
+    decode(model, tmp_path / "set", tmp_path / "whole", batch_size=8)
+    save, saved, out = Image.Image.save, [], tmp_path / "png"
+
+    def files(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def stop(image, path):
+        if len(saved) == 23:  # the last of a batch
+            path.write_bytes(b"the beginning of a PNG")
+            raise error
+        saved.append(path)
+        save(image, path)
+
+    class Watcher(Progress):
+        def start(self, total, first):
+            self.first = first
+
+        def note(self, text):
+            self.text = text
+
+    watcher = Watcher()
+    with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, TokensError)) as raised:
+        patched.setattr(Image.Image, "save", stop)
+        decode(model, tmp_path / "set", out, batch_size=8, progress=watcher)
+    assert watcher.text == f"23 of 42 images are in {out}: the same command goes on from them."
+    if isinstance(error, OSError):
+        assert str(raised.value) == f"{out} cannot be written: No space left on device. Make room, or give another --out."
+    other = make_model(tmp_path / "other", seed=1)
+    with pytest.raises(TokensError, match="png was begun with other tokens or another model. Remove it, or give another --out"):
+        decode(other, tmp_path / "set", out, force=True)
+    decode(model, tmp_path / "set", out, batch_size=8, progress=watcher)
+    assert watcher.first == 16 and files(out) == files(tmp_path / "whole")
+    with pytest.raises(TokensError, match="holds files"):
+        decode(model, tmp_path / "set", out)
 
 
 def test_a_bad_file_whose_name_is_not_utf_8_is_named_all_the_same(model, photos, tmp_path):
