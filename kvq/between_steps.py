@@ -95,11 +95,12 @@ class BetweenSteps(keras.callbacks.Callback):
                 try:
                     action.act(model, step)
                 except OSError as error:
-                    self.note(f"step {step}: {type(action).__name__} could not write: {error}; it will try again")
+                    again = "" if ending else "; it will try again"
+                    self.note(f"step {step}: {type(action).__name__} could not write: {error}{again}")
                     failed = failed or error
             if failed and ending:
                 raise TrainingError(
                     f"Training ended at step {step}, but what belongs into the run folder cannot be written: {failed}. Make room "
-                    "there and give --resume: it goes on from the last checkpoint."
+                    "there and give --resume-or-start: it goes on from the last checkpoint, if there is one."
                 )
             self._resumed = time.perf_counter()

@@ -148,14 +148,19 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_saved(tmp_path, 
 def test_a_disk_that_stays_full_ends_the_run_with_what_to_do_and_it_goes_on_later(tmp_path, monkeypatch):
     class Full(Notes):
         def step(self, step):
-            if step == 3:
+            if step == 1:
                 for module in (atomic, checkpoint, kvq.callbacks):
                     monkeypatch.setattr(module, "write_bytes", no_space)
 
-    with pytest.raises(TrainingError, match="step 4, but .* cannot be written: .*No space left.* give --resume"):
-        train(small_config(4), tmp_path / "run", progress=Full())
+    notes = Full()
+    # What it advises works where there is no checkpoint yet, too.
+    with pytest.raises(TrainingError, match="step 4, but .* cannot be written: .*No space left.* give --resume-or-start: "):
+        train(small_config(4), tmp_path / "run", progress=notes)
     monkeypatch.undo()
-    assert train(small_config(4), tmp_path / "run", resume=True)["status"] == "finished"
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+    saving = [note for note in notes.notes if "SaveCheckpoint could not write" in note]
+    assert [note.endswith("; it will try again") for note in saving] == [True, False]
+    assert train(small_config(4), tmp_path / "run", resume_or_start=True)["status"] == "finished"
 
 
 def test_a_failed_checkpoint_is_tried_again_soon(tmp_path, monkeypatch):
