@@ -2,3 +2,7 @@
 
 # The exit status of what Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
+
+
+class OutputError(Exception):
+    """stdout cannot be written, as on a full disk. Its text is the reason."""

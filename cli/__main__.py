@@ -1,12 +1,10 @@
 """The program `kvq`, and `python -m kvq_cli`. Ctrl-C ends it quietly even while its modules are imported."""
 
+# Nothing else here: what is imported before `run` begins, a Ctrl-C ends with a traceback.
 import os
-import signal
 import sys
-import threading
-from typing import Any
 
-from . import INTERRUPTED
+from . import INTERRUPTED, OutputError
 
 AGAIN = 0.02  # seconds
 
@@ -17,9 +15,12 @@ def send_interrupts_again() -> None:
     It drops what is raised while it collects garbage, where JAX has it call a function, or while it destroys an object: after a
     traceback, the program would go on as if nobody had pressed a key.
     """
+    import signal
+    import threading
+
     others = sys.unraisablehook
 
-    def hook(dropped: Any) -> None:
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if dropped.exc_type is not KeyboardInterrupt or sys.is_finalizing():
             return others(dropped)
         again = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT))
@@ -30,11 +31,22 @@ def send_interrupts_again() -> None:
 
 
 def run() -> None:
-    send_interrupts_again()
     try:
+        send_interrupts_again()
+        from .output import open_closed, watch_stdout
+
+        open_closed()
+        watch_stdout()
         from .main import app
 
-        app(prog_name="kvq")
+        try:
+            app(prog_name="kvq")
+        finally:
+            # Python itself would do so later, too late for the exit status.
+            sys.stdout.flush()
+    except OutputError as error:
+        print(f"error: the output cannot be written: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

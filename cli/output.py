@@ -1,7 +1,5 @@
 """What a command prints: the result to stdout, everything else to stderr."""
 
-import atexit
-import contextlib
 import io
 import json
 import math
@@ -10,8 +8,48 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from . import OutputError
+
 # Characters. No line of a table is as long.
 ENDLESS = 1_000_000
+
+
+class _Stdout(io.FileIO):
+    """What stdout writes to. A reader that has gone, as `head` goes, ends no command: the rest is dropped."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            # Else Python would try once more, and complain of it, when it ends.
+            _silence(self)
+            if isinstance(error, BrokenPipeError):
+                return len(content)
+            raise OutputError(error.strerror) from None
+
+
+def watch_stdout() -> None:
+    """Has stdout raise OutputError where it cannot be written. A terminal always can be."""
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper) and stdout is sys.__stdout__ and not stdout.isatty():
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False)),
+            encoding=stdout.encoding,
+            errors=stdout.errors,
+            # With PYTHONUNBUFFERED.
+            line_buffering=stdout.write_through,
+        )
+
+
+def open_closed() -> None:
+    """Has stdout and stderr go nowhere where they are closed, as by `>&-`: Python has none then, and files get their number."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            if nowhere != number:
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))
 
 
 def say(text: str) -> None:
@@ -20,23 +58,9 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
         _silence(sys.stderr)
-        # stdout is often the same pipe: with PYTHONUNBUFFERED too, what comes there waits for `_finish_stdout`.
-        if isinstance(sys.__stdout__, io.TextIOWrapper):
-            sys.__stdout__.reconfigure(write_through=False)
 
 
-@atexit.register
-def _finish_stdout() -> None:
-    """Writes what is left for stdout. A reader that has gone, as `head` goes, makes no failure of a command that is done."""
-    # Python itself writes next: it reports a full disk, and would report the reader.
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _silence(sys.stdout)
-
-
-def _silence(stream: TextIO) -> None:
+def _silence(stream: TextIO | io.FileIO) -> None:
     """Drop what the stream still holds and all that follows. Of the file descriptor, which others write to as well."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

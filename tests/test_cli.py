@@ -1,5 +1,6 @@
 """The contract of the command line: what goes to stdout, what to stderr, and which exit code says what."""
 
+import ast
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from kvq_cli import computing, output
+from kvq_cli import __main__, computing, output
 from kvq_cli.__main__ import run
 from kvq_cli.main import app
 from kvq_cli.progress import LineProgress, LiveProgress
@@ -500,14 +501,60 @@ def test_a_reader_that_goes_does_not_end_training(tmp_path: Path) -> None:
     assert not (run / "log.txt").exists()
 
 
-def test_a_reader_that_is_gone_at_the_end_is_no_failure() -> None:
-    # Python writes to a pipe when it ends, and complains on stderr then. An empty PYTHONUNBUFFERED is none.
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
-    with subprocess.Popen(command("configs"), **pipe) as process:
+# Python writes to a pipe when it ends, and complains on stderr then; unbuffered, as it goes. An empty PYTHONUNBUFFERED is none.
+BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"])
+OUTPUTS = pytest.mark.parametrize("arguments", [["configs"], ["--help"], ["train", "--help"], ["--version"]], ids=" ".join)
+
+
+@BUFFERING
+@OUTPUTS
+def test_a_reader_that_is_gone_at_the_end_is_no_failure(arguments: list[str], unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
+    with subprocess.Popen(command(*arguments), **pipe) as process:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@BUFFERING
+@OUTPUTS
+def test_an_output_that_cannot_be_written_is_one_line_and_status_1(arguments: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a shell closes stdout")
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stdout_or_stderr_goes_nowhere(closed: str) -> None:
+    code = """
+import sys
+from kvq_cli import __main__, computing, output
+
+def work(**_):
+    with computing.only_results_on_stdout():
+        output.say("progress")
+    print("result")
+
+sys.modules["kvq_cli.main"] = type("Main", (), {"app": work})
+__main__.run()
+"""
+    shell = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert (done.stdout, done.stderr) == ("" if " >&-" in f" {closed}" else "result\n", "" if "2>&-" in closed else "progress\n")
+
+
+def test_nothing_is_imported_before_ctrl_c_is_looked_after() -> None:
+    assert __main__.__file__
+    top = ast.parse(Path(__main__.__file__).read_text("utf-8")).body
+    imports = [ast.unparse(node) for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+    # Python has the first two before it begins.
+    assert imports == ["import os", "import sys", "from . import INTERRUPTED, OutputError"]
 
 
 def test_ctrl_c_while_modules_are_imported_is_quiet(monkeypatch, capsys) -> None:
