@@ -57,6 +57,8 @@ def benchmark(
         TrainingError: If none of them could take a step.
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
+    if unknown := [name for name in names or [] if name not in backends.BACKENDS]:
+        raise BackendError(f"The backend must be one of {', '.join(sorted(backends.BACKENDS))}. Received: {unknown[0]}.")
     names = list(names or backends.installed())
     if not names:
         raise BackendError(backends.NONE_INSTALLED)

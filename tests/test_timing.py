@@ -72,5 +72,8 @@ def test_one_that_fails_leaves_the_others_their_turns(monkeypatch):
 
 def test_a_backend_that_is_not_there_is_refused_before_anything_starts(monkeypatch):
     monkeypatch.setattr(timing, "_worker", None)
-    with pytest.raises(BackendError, match="Not installed: theano"):
-        kvq.benchmark("fashion_mnist_mini", names=["theano"])
+    with pytest.raises(BackendError, match="The backend must be one of jax, tensorflow, torch. Received: theano."):
+        kvq.benchmark("fashion_mnist_mini", names=[HERE, "theano"])
+    monkeypatch.setattr(backends, "installed", lambda: [])
+    with pytest.raises(BackendError, match=f"Not installed: {HERE}"):
+        kvq.benchmark("fashion_mnist_mini", names=[HERE])
