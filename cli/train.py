@@ -41,7 +41,12 @@ def train(
     from kvq.config import RunConfig, list_configs, load_config
 
     overrides = list(set_ or [])
-    overrides += [f"train.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
+    keys = {"".join(override.partition("=")[0].split()) for override in overrides}
+    for name, value in (("steps", steps), ("seed", seed)):
+        if value is not None and f"train.{name}" in keys:
+            raise typer.BadParameter(f"--{name} N is short for --set train.{name}=N: give one of them.")
+        if value is not None:
+            overrides.append(f"train.{name}={value}")
     run_config = load_config(config, overrides)
     # Naming a run folder means to go on there, or to start over there, unless --out says otherwise.
     if out is None and config not in list_configs() and Path(config).is_dir():

@@ -194,9 +194,9 @@ def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunCo
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} is not TOML: {str(error)[:200]}.") from None
+    _check_integers(values, origin)
     for override in overrides:
         _assign(values, override)
-    _check_integers(values, origin)
     try:
         return check(RunConfig, values, origin)
     except ConfigError as error:
@@ -253,10 +253,11 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{'.'.join(sections)} is not a section. Received: {override!r}.")
+    _check_integers(parsed, key.strip())
     values[name] = parsed
 
 
-def _check_integers(values: dict[str, Any], origin: str) -> None:
+def _check_integers(values: Any, origin: str) -> None:
     """Refuses what TOML cannot hold and tomllib reads: of more digits than these, Python cannot even print an integer."""
     waiting: list[Any] = [values]
     while waiting:
@@ -264,4 +265,4 @@ def _check_integers(values: dict[str, Any], origin: str) -> None:
         if isinstance(value, dict | list):
             waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(f"{origin} is not TOML: an integer in it has more than 64 bits.")
+            raise ConfigError(f"{origin}: an integer of more than 64 bits is too large.")
