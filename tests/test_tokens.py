@@ -322,14 +322,17 @@ def test_what_has_changed_is_refused(model, photos, tmp_path):
             with pytest.raises(Stopped):
                 encode(model, photos, out, **CUT, progress=StopAfter(15))
         before = contents(out)
-        for changed, name in [
-            ((other, photos, CUT), "weights_sha256"),
-            ((model, fewer, CUT), "source"),
-            ((model, photos, {**CUT, "split": "train"}), "source"),
-            ((model, photos, {**CUT, "batch_size": 5}), "batch_size"),
-            ((model, photos, {**CUT, "shard_size": 11}), "shard_size"),
+        for changed, words in [
+            ((other, photos, CUT), "holds a set of another model. Remove it"),
+            ((model, fewer, CUT), "was made otherwise: name: fewer instead of photos, images: 44 instead of 45, sha256: "),
+            (
+                (model, photos, {**CUT, "split": "train"}),
+                "was made otherwise: split: train instead of all, images: .* of 45, sha256",
+            ),
+            ((model, photos, {**CUT, "batch_size": 5}), "was made otherwise: batch_size: 5 instead of 4. Give"),
+            ((model, photos, {**CUT, "shard_size": 11}), "was made otherwise: shard_size: 11 instead of 10. Give"),
         ]:
-            with pytest.raises(TokensError, match=f"was made with another {name}"):
+            with pytest.raises(TokensError, match=words):
                 encode(changed[0], changed[1], out, **changed[2])
         assert contents(out) == before
 

@@ -75,12 +75,24 @@ def _claim(out: Path, plan: TokenPlan) -> None:
 
 def _check_same(out: Path, begun: dict[str, Any], plan: TokenPlan) -> None:
     wanted = plan.model_dump()
-    changed = [key for key in wanted if begun[key] != wanted[key]]
-    if changed:
+    if begun["weights_sha256"] != plan.weights_sha256:
+        raise TokensError(f"{out} holds a set of another model. Remove it, or give another folder.")
+    if differences := _differences(begun, wanted):
         raise TokensError(
-            f"{out} was made with another {', '.join(changed)}. Give what it was made with to go on, remove it, or give "
-            f"another folder. Received: {wanted[changed[0]]!s:.100} instead of {begun[changed[0]]!s:.100}."
+            f"{out} was made otherwise: {', '.join(differences)}. Give what it was made with to go on, remove it, or give "
+            "another folder."
         )
+
+
+def _differences(begun: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Each member that is another, as `split: train instead of test`."""
+    found = []
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(begun.get(key), dict):
+            found += _differences(begun[key], value)
+        elif begun.get(key) != value:
+            found.append(f"{key}: {value!s:.40} instead of {begun.get(key)!s:.40}")
+    return found
 
 
 def numbers(plan: TokenPlan) -> range:
