@@ -10,7 +10,7 @@ from .progress import choose_progress
 
 def benchmark(
     config: Annotated[
-        str, typer.Argument(metavar="[CONFIG]", help="A name (see `kvq configs`), a TOML file, or a run folder.")
+        str, typer.Argument(metavar="CONFIG", help="A name (see `kvq configs`), a TOML file, or a run folder.")
     ] = "fashion_mnist_mini",
     set_: Annotated[
         list[str] | None,

@@ -8,7 +8,7 @@ from . import options, output
 
 
 def configs(
-    name: Annotated[str | None, typer.Argument(help="Print this one, resolved. Default: list all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="CONFIG", help="Print this one, resolved. Default: list all.")] = None,
     json: options.Json = False,
 ) -> None:
     """List the configurations that come with kvq, or print one."""

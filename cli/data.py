@@ -10,12 +10,11 @@ from . import options, output
 from .progress import choose_progress
 
 data = typer.Typer(no_args_is_help=True, help="Look at a collection of images, or pack it.")
-Path = Annotated[str, typer.Argument(help="A known name, a file or a folder, as for `kvq train --data`.", show_default=False)]
 
 
 @data.command()
 def inspect(
-    path: Path,
+    path: options.Images,
     sheet: Annotated[str, typer.Option(help="Where the contact sheet goes, a PNG.")] = "contact_sheet.png",
     json: options.Json = False,
 ) -> None:
@@ -38,8 +37,8 @@ def inspect(
 
 @data.command()
 def pack(
-    path: Path,
-    out: Annotated[str, typer.Argument(help="Folder to write, new or begun before.", show_default=False)],
+    path: options.Images,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write, new or begun before.")],
     shard_size: Annotated[int, typer.Option(min=1, help="Images to a file.")] = 5000,
     size: Annotated[
         int | None, typer.Option(min=4, help="Shrink shorter sides to so many pixels. Default: bytes are kept.")

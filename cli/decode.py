@@ -12,7 +12,7 @@ from .progress import choose_progress
 
 def decode(
     model: options.Model,
-    tokens: Annotated[Path, typer.Argument(help="A folder that `kvq encode` wrote.")],
+    tokens: Annotated[Path, typer.Argument(metavar="TOKENS", help="A folder that `kvq encode` wrote.")],
     out: Annotated[Path, typer.Option(help="The folder to write to, new or begun before.")],
     force: Annotated[bool, typer.Option("--force", help="Decode tokens of other weights all the same.")] = False,
     backend: options.Backend = None,

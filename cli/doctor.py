@@ -14,9 +14,7 @@ from .progress import choose_progress
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[RUN_OR_MODEL]", help="A run or model folder whose codebook to look at.", callback=options.known_model
-        ),
+        typer.Argument(metavar=options.MODEL, help=f"{options.MODELS} Its codebook is looked at.", callback=options.known_model),
     ] = None,
     backend: options.Backend = None,
     data: options.Data = None,

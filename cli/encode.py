@@ -20,10 +20,12 @@ class Engine(enum.StrEnum):
 
 def encode(
     model: options.Model,
-    data: Annotated[str, typer.Argument(help="Images: a known name, a file or a folder, as for `kvq train --data`.")],
+    data: options.Images,
     out: Annotated[Path, typer.Option(help="The folder to write to, new or begun before.")],
     split: Annotated[str, typer.Option(help="Which part of the data: train, test or all.")] = "train",
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Do this part of N only, counted from 0. Default: all.")] = "0/1",
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Do this part of N only, counted from 0. Default: all.", show_default=False)
+    ] = "0/1",
     shard_size: Annotated[int, typer.Option(min=1, help="Images to a file.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model at once.")] = 64,
     engine: Annotated[Engine, typer.Option(help="Who encodes: this process, or the workers of a Ray cluster.")] = Engine.local,

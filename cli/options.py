@@ -17,6 +17,8 @@ def known_model(path: Path | None) -> Path | None:
     return path
 
 
+MODEL = "RUN_OR_MODEL"
+MODELS = "A run or model folder; or fashion_mnist_mini, of kvq."
 BACKEND_NAMES = "|".join(sorted(BACKENDS))
 Backend = Annotated[
     str | None,
@@ -24,7 +26,10 @@ Backend = Annotated[
 ]
 Model = Annotated[
     Path,
-    typer.Argument(metavar="RUN_OR_MODEL", help="A run or model folder; or fashion_mnist_mini, of kvq.", callback=known_model),
+    typer.Argument(metavar=MODEL, help=MODELS, callback=known_model),
 ]
 Data = Annotated[str | None, typer.Option(help="Images: a known name, a file or a folder. Default: those of the configuration.")]
+Images = Annotated[
+    str, typer.Argument(metavar="DATA", help="Images: a known name, a file or a folder, as for `kvq train --data`.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -11,7 +11,7 @@ from .computing import computing
 
 def reconstruct(
     model: options.Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, of any size.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, of any size.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     backend: options.Backend = None,
 ) -> None:

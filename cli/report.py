@@ -9,7 +9,7 @@ from . import options, output
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several to compare.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder, or several to compare.")],
     out: Annotated[
         Path | None, typer.Option(help="The page. Default: report.html in the run; of several, comparison.html in the first.")
     ] = None,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kvq_cli.main import app
 from kvq_cli.progress import LineProgress, LiveProgress
 from PIL import Image
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import kvq
@@ -78,6 +80,24 @@ def test_help_is_quick(tmp_path: Path) -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(seconds() for _ in range(3)) < 0.6
+
+
+def commands(group: Any, path: str = "kvq") -> Iterator[tuple[str, Any]]:
+    for name, one in group.commands.items():
+        yield from commands(one, f"{path} {name}") if hasattr(one, "commands") else [(f"{path} {name}", one)]
+
+
+def test_help_names_arguments_alike_and_says_a_default_once() -> None:
+    arguments: dict[str, set[str]] = {}
+    for path, one in commands(get_command(app)):
+        for parameter in one.params:
+            if parameter.param_type_name == "argument":
+                arguments.setdefault(parameter.metavar, set()).add(path)
+            says_so = "Default:" in (parameter.help or "")
+            assert not (says_so and parameter.show_default and parameter.default), (path, parameter.name)
+    # Typer adds brackets and dots.
+    assert {*arguments} == {"CONFIG", "RUN_OR_MODEL", "RUN", "MODEL", "DATA", "TOKENS", "IMAGES", "OUT"}
+    assert arguments["DATA"] == {"kvq encode", "kvq data inspect", "kvq data pack"}
 
 
 def test_version_and_console_script() -> None:
