@@ -355,6 +355,11 @@ except SystemExit as end:
     assert (done.stdout, done.stderr) == (f"{run.report}\n0\n", "")
 
 
+def test_folders_of_the_page_are_made(tmp_path):
+    page = tmp_path / "new" / "folder" / "page.html"
+    assert report(make_run(tmp_path / "run").folder, page)["out"] == str(page) and page.exists()
+
+
 def test_what_is_no_run_is_one_sentence(tmp_path):
     run = make_run(tmp_path / "run")
     newer = make_run(tmp_path / "newer")
@@ -363,7 +368,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
         ([tmp_path / "none"], "none. Give a run folder, as `kvq train` writes it."),
         ([run.folder, tmp_path], "run.json cannot be read"),
         ([newer.folder], "is a run of format 2"),
-        ([run.folder, "--out", tmp_path / "no" / "page.html"], "page.html cannot be written: No such file or directory."),
+        ([run.folder, "--out", run.config_file / "page.html"], "page.html cannot be written: File exists."),
     ]
     for arguments, message in cases:
         done = kvq(*arguments)

@@ -45,6 +45,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     path = Path(out) if out is not None else opened[0].report if len(opened) == 1 else opened[0].comparison
     content = page([read_run(run, name, len(opened)) for run, name in zip(opened, _names(folders), strict=True)])
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}. Give another --out.") from None
