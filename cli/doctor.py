@@ -18,7 +18,9 @@ def doctor(
     ] = None,
     backend: options.Backend = None,
     data: options.Data = None,
-    images: Annotated[int, typer.Option(min=1, help="With RUN_OR_MODEL: how many images of each split.")] = 512,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With RUN_OR_MODEL: how many images of each split. Default: 512.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show what is installed and what is wrong with it; with RUN_OR_MODEL, what is wrong with its codebook.
@@ -28,8 +30,8 @@ def doctor(
     if model is not None:
         _examine(model, backend, data, images, json)
         return
-    if data or backend:
-        raise typer.BadParameter("--data and --backend go with RUN_OR_MODEL. Alone, kvq doctor looks at the installation.")
+    if data or backend or images:
+        raise typer.BadParameter("--data, --images and --backend go with RUN_OR_MODEL. Alone, it looks at the installation.")
     with only_results_on_stdout():
         from kvq.diagnosis import doctor
 
@@ -42,13 +44,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examine(model: Path, backend: str | None, data: str | None, images: int, json: bool) -> None:
+def _examine(model: Path, backend: str | None, data: str | None, images: int | None, json: bool) -> None:
     with computing(backend):
-        from kvq.health import diagnose
+        from kvq.health import IMAGES, diagnose
 
         progress = choose_progress("batch")
         try:
-            result = diagnose(model, data, images, progress=progress)
+            result = diagnose(model, data, images or IMAGES, progress=progress)
         finally:
             progress.stop()
     if json:

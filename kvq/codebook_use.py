@@ -111,6 +111,8 @@ def codebook(
     Raises:
         ArtifactError, DataError: If the model or the images cannot be had, or the picture not be written.
     """
+    if atlas and Path(atlas).suffix.lower() != ".png":
+        raise DataError(f"The picture of codes is a PNG. Received: {atlas}. Give an --atlas that ends in .png.")
     tokenizer = Tokenizer.load(path)
     collection = Images(path, tokenizer.config, data, split, images, batch_size)
     shape = tokenizer.vocabulary_size, tokenizer.depth or 1

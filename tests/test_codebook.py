@@ -148,6 +148,11 @@ def test_images_of_a_batch_are_read_together_and_do_not_keep_it(images, tmp_path
     np.testing.assert_array_equal(chosen[8][..., :1], images[9])
 
 
+def test_a_picture_of_another_ending_is_refused_before_anything_is_counted(tmp_path):
+    with pytest.raises(DataError, match="The picture of codes is a PNG. Received: .*a.txt. Give an --atlas that ends in .png"):
+        codebook("no/model", atlas=tmp_path / "a.txt")
+
+
 def test_a_picture_that_cannot_be_written_is_an_error(model, arrays, tmp_path):
     with pytest.raises(DataError, match="cannot be written"):
         codebook(model, arrays, atlas=arrays / "atlas.png")

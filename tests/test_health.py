@@ -193,7 +193,7 @@ def test_small_samples_of_one_source_do_not_count_as_a_shift():
     assert _divergence(np.array([9, 0]), np.array([0, 9])) > 0.9
 
 
-@pytest.mark.parametrize("option", [["--data", "fashion_mnist_mini"], ["--backend", "torch"]])
+@pytest.mark.parametrize("option", [["--data", "fashion_mnist_mini"], ["--images", "3"], ["--backend", "torch"]])
 def test_what_the_installation_has_no_use_for_is_wrong_usage(option):
     result = CliRunner().invoke(app, ["doctor", *option])
     assert result.exit_code == 2 and "go with RUN_OR_MODEL" in result.stderr
