@@ -3,6 +3,7 @@
 Both are a `kvq.progress.Progress`.
 """
 
+import math
 import os
 import sys
 import time
@@ -34,33 +35,48 @@ def figures(record: dict[str, Any]) -> dict[str, str]:
 
 
 class LineProgress(Progress):
-    """One plain line for each record."""
+    """One plain line for each record; where there are none, one now and then for how far it is."""
+
+    PERIOD = 10.0  # seconds
 
     def __init__(self, unit: str = "step") -> None:
         self.unit = unit
 
     def start(self, total_steps: int, first_step: int) -> None:
-        self.total = total_steps
+        self.total, self.first = total_steps, first_step
+        # Time counts from the first step that is done, or its record: before it was compiled, which would make estimates useless.
         self.measured: tuple[int, float] | None = None
+        self.said = 0.0
+
+    def step(self, step: int) -> None:
+        if step == self.first:
+            return
+        now = time.monotonic()
+        if self.measured is None:
+            self.measured, self.said = (step, now), now
+        elif now - self.said >= self.PERIOD:
+            self.said = now
+            say(f"{self.unit} {step}/{self.total}{self._left(step, now)}")
 
     def log(self, record: dict[str, Any]) -> None:
-        step = record["step"]
+        step, now = record["step"], time.monotonic()
+        self.said = math.inf  # records tell enough
         words = [
             f"{self.unit} {step}/{self.total}",
             record["split"],
             *(f"{name} {value}" for name, value in figures(record).items()),
         ]
         if record["split"] == "train":
-            now = time.monotonic()
-            # Time counts from the first record: before it the step was compiled, which would make the estimate useless.
             self.measured = self.measured or (step, now)
-            first, started = self.measured
-            if step > first:
-                words.append(f"{(now - started) / (step - first) * (self.total - step):.0f} s left")
+            words[-1] += self._left(step, now)
         say("  ".join(words))
 
     def note(self, text: str) -> None:
         say(text)
+
+    def _left(self, step: int, now: float) -> str:
+        first, started = self.measured or (step, now)
+        return f"  {(now - started) / (step - first) * (self.total - step):.0f} s left" if step > first else ""
 
 
 class LiveProgress(Progress):

@@ -485,7 +485,7 @@ def test_a_table_folds_on_a_narrow_terminal(monkeypatch, capsys) -> None:
 
 
 def test_lines_estimate_from_the_second_record_on(monkeypatch, capsys) -> None:
-    seconds = iter([1000.0, 1002.0])
+    seconds = iter([1000.0, 1001.0, 1002.0])
     monkeypatch.setattr("kvq_cli.progress.time.monotonic", lambda: next(seconds))
     progress = LineProgress()
     progress.start(10, 0)
@@ -494,6 +494,21 @@ def test_lines_estimate_from_the_second_record_on(monkeypatch, capsys) -> None:
     progress.log({**RECORD, "step": 2})
     first, validation, second = capsys.readouterr().err.splitlines()
     assert " left" not in first + validation and second.endswith("  16 s left")
+
+
+def test_a_line_now_and_then_where_there_are_no_records(monkeypatch, capsys) -> None:
+    now = 1000.0
+    monkeypatch.setattr("kvq_cli.progress.time.monotonic", lambda: now)
+    progress = LineProgress("batch")
+    progress.start(40, 0)
+    for step in range(31):
+        progress.step(step)
+        now += 60.0 if step == 0 else 1.0  # to compile
+    assert capsys.readouterr().err.splitlines() == [f"batch {n}/40  {40 - n} s left" for n in (11, 21)]
+    progress.log({**RECORD, "step": 30})
+    now += 60.0
+    progress.step(31)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_things_are_counted() -> None:
