@@ -57,14 +57,13 @@ def benchmark(
         TrainingError: If none of them could take a step.
     """
     config = config if isinstance(config, RunConfig) else load_config(config)
-    if unknown := [name for name in names or [] if name not in backends.BACKENDS]:
-        raise BackendError(f"The backend must be one of {', '.join(sorted(backends.BACKENDS))}. Received: {unknown[0]}.")
+    for name in names or ():
+        backends.check_name(name)
     names = list(names or backends.installed())
     if not names:
         raise BackendError(backends.NONE_INSTALLED)
     if missing := sorted(set(names) - set(backends.installed())):
-        extras = [name for name in missing if name in backends.BACKENDS] or backends.BACKENDS[:1]
-        raise BackendError(f"Not installed: {', '.join(missing)}. Install a backend with: {installing(*extras)}")
+        raise BackendError(f"Not installed: {', '.join(missing)}. Install with: {installing(*missing)}")
     progress = progress or Progress()
     channels = 1 if config.data.source in GREY else 3
     found: dict[str, dict[str, Any]] = {}

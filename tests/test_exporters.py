@@ -321,7 +321,7 @@ def test_formats_go_to_the_backend_that_suits_them(monkeypatch):
     }
     assert writers.choose_backend("onnx", EXPORTERS["onnx"], "tensorflow") == "tensorflow"
     assert writers.choose_backend("litert", EXPORTERS["litert"], "torch") == "tensorflow"
-    with pytest.raises(BackendError, match="must be one of tensorflow, torch, jax. Received: pytorch"):
+    with pytest.raises(BackendError, match="must be one of jax, tensorflow, torch. Received: pytorch"):
         writers.choose_backend("onnx", EXPORTERS["onnx"], "pytorch")
 
 

@@ -9,13 +9,11 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from kvq.backends.gpu import gpu_found
 from kvq.errors import BackendError, installing
 
 # Each is also the name of the package to import and of the extra that installs it. In the order of preference without a GPU:
@@ -70,8 +68,7 @@ def choose(option: str | None = None, report: Callable[[str], None] | None = Non
     else:
         name, reason = default(), f"{'GPU' if gpu_found() else 'no GPU'} found; --backend chooses"
 
-    if name not in BACKENDS:
-        raise BackendError(f"The backend must be one of {', '.join(sorted(BACKENDS))}. Received: {name} (from {reason}).")
+    check_name(name, f" (from {reason})")
     if name not in installed():
         raise BackendError(f"The backend {name} is not installed. Install it with: {installing(name)}")
     if running and running != name:
@@ -83,6 +80,12 @@ def choose(option: str | None = None, report: Callable[[str], None] | None = Non
     if report:
         report(f"backend: {name} ({reason})")
     return name
+
+
+def check_name(name: str, reason: str = "") -> None:
+    """Raises BackendError unless it is one of `BACKENDS`."""
+    if name not in BACKENDS:
+        raise BackendError(f"The backend must be one of {', '.join(sorted(BACKENDS))}. Received: {name}{reason}.")
 
 
 def default() -> str:
@@ -110,26 +113,6 @@ def versions() -> dict[str, str]:
 def distributions(name: str) -> list[str]:
     """The installed distributions that bring the package of a backend. More than one overwrite each other's files."""
     return [distribution for distribution in DISTRIBUTIONS[name] if _version(distribution)]
-
-
-def gpu_found() -> bool:
-    """Whether this machine shows an NVIDIA GPU to this process. Imports no backend."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in {"", "-1"}:
-        return False
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        return True
-    # Windows, and Linux inside of it, have no such device files. The program exists on machines without a GPU as well, so ask it.
-    program = shutil.which("nvidia-smi")
-    return program is not None and _lists_a_gpu(program)
-
-
-@functools.cache
-def _lists_a_gpu(program: str) -> bool:
-    try:
-        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return answer.returncode == 0 and "GPU" in answer.stdout
 
 
 def jax_gpu_plugin() -> bool:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 
-from kvq.backends import gpu_found
+from kvq.backends.gpu import gpu_found
 
 # glibc's names for them (malloc.h).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8

@@ -39,8 +39,8 @@ def choose_backend(format: str, exporter: Exporter, wish: str | None) -> str:
         BackendError: If none can. It names what to install.
     """
     current = current_backend()
-    if wish not in (None, *backends.BACKENDS):
-        raise BackendError(f"The backend must be one of {', '.join(backends.BACKENDS)}. Received: {wish}.")
+    if wish:
+        backends.check_name(wish)
     able = exporter.backends or (current, *backends.BACKENDS)
     candidates = sorted(able, key=lambda name: name != wish)
     installed = [name for name in candidates if name in (current, *backends.installed())]
