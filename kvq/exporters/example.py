@@ -7,13 +7,13 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PROGRAM = '''\
 """python example.py encoder.{extension} image.png indices.npy, or: python example.py decoder.{extension} indices.npy image.png
 
-Images are scaled to {side}x{side}, whatever their proportions; arrays are taken as they are."""
+The middle square of an image is scaled to {side}x{side}; arrays are taken as they are."""
 
 import sys
 
 import numpy as np
 {imports}
-from PIL import Image
+from PIL import Image, ImageOps
 
 _, file, given, result = sys.argv if len(sys.argv) == 4 else sys.exit(__doc__)
 array = np.load(given) if given.endswith(".npy") else {open}
@@ -28,7 +28,8 @@ else:
 def example(exporter: Exporter, config: ArtifactConfig) -> str:
     """Its text. Images of channels that no file has come and go as .npy."""
     channels, side = config.images.channels, config.images.crop
-    opened = f'np.array(Image.open(given).convert("{_MODES.get(channels, "RGB")}").resize(({side}, {side})))[None]'
+    converted = f'Image.open(given).convert("{_MODES.get(channels, "RGB")}")'
+    opened = f"np.array(ImageOps.fit({converted}, ({side}, {side})))[None]"
     imports, run = exporter.example
     return _PROGRAM.format(
         extension=exporter.extension,
