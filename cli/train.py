@@ -18,8 +18,8 @@ def train(
     data: options.Data = None,
     validation_data: Annotated[str | None, typer.Option(help="Images to validate on. Default: the test split.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/CONFIG.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Short for --set train.steps=N.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=N.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Short for --set train.steps=N, and stronger.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=N, and stronger.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; TOML value. Repeatable."),
@@ -41,12 +41,7 @@ def train(
     from kvq.config import RunConfig, list_configs, load_config
 
     overrides = list(set_ or [])
-    keys = {"".join(override.partition("=")[0].split()) for override in overrides}
-    for name, value in (("steps", steps), ("seed", seed)):
-        if value is not None and f"train.{name}" in keys:
-            raise typer.BadParameter(f"--{name} N is short for --set train.{name}=N: give one of them.")
-        if value is not None:
-            overrides.append(f"train.{name}={value}")
+    overrides += [f"train.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
     run_config = load_config(config, overrides)
     # Naming a run folder means to go on there, or to start over there, unless --out says otherwise.
     if out is None and config not in list_configs() and Path(config).is_dir():

@@ -194,7 +194,8 @@ def parse_config(text: str, origin: str, overrides: Sequence[str] = ()) -> RunCo
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} is not TOML: {str(error)[:200]}.") from None
-    _check_integers(values, origin)
+    if not _fits_toml(values):
+        raise ConfigError(f"{origin} is not TOML: an integer in it has more than 64 bits.")
     for override in overrides:
         _assign(values, override)
     try:
@@ -253,16 +254,18 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{'.'.join(sections)} is not a section. Received: {override!r}.")
-    _check_integers(parsed, key.strip())
+    if not _fits_toml(parsed):
+        raise ConfigError(f"{key.strip()}: an integer of more than 64 bits is too large.")
     values[name] = parsed
 
 
-def _check_integers(values: Any, origin: str) -> None:
-    """Refuses what TOML cannot hold and tomllib reads: of more digits than these, Python cannot even print an integer."""
+def _fits_toml(values: Any) -> bool:
+    """Whether integers have 64 bits at most. tomllib reads longer ones, too, of which Python cannot even print the longest."""
     waiting: list[Any] = [values]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict | list):
             waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(f"{origin}: an integer of more than 64 bits is too large.")
+            return False
+    return True

@@ -152,8 +152,6 @@ def test_wrong_input(tmp_path: Path, monkeypatch, arguments: list[str], words: l
         ["train"],
         ["train", "mnist", "--resume", "--overwrite"],
         ["train", "mnist", "--steps", "x"],
-        ["train", "mnist", "--steps", "3", "--set", "train.steps=x"],
-        ["train", "mnist", "--seed", "3", "--set", "train . seed = 4"],
         ["nope"],
         ["evaluate", "x", "--no"],
     ],
