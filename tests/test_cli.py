@@ -565,7 +565,6 @@ def test_an_output_that_cannot_be_written_is_one_line_and_status_1(arguments: li
     assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: No space left on device\n")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="only there a shell closes stdout")
 @pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stdout_or_stderr_goes_nowhere(closed: str) -> None:
     code = """

@@ -127,7 +127,7 @@ def test_what_ails_a_codebook_is_named_with_a_setting(sick, make_model, arrays, 
     json.dumps(result["findings"])
 
 
-INSIDE = {"kind": "residual", "levels": 2, "base": {"kind": "sim_vector", "codebook_size": CODES}}
+INSIDE = {"kind": "product", "groups": 2, "base": {"kind": "gumbel", "codebook_size": CODES}}
 # Whose codes are not placed: they are computed, moved by a matrix all together, or stand for logits.
 NOT_PLACED = {
     "computed": {"kind": "finite_scalar", "levels": [5, 5, 5, 5]},

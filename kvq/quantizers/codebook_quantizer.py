@@ -161,10 +161,10 @@ class CodebookQuantizer(Quantizer):
 
     def replace_dead(self, latents: np.ndarray, threshold: float, rng: np.random.Generator) -> list[tuple[Any, np.ndarray]]:
         rows = self.dead_codes(threshold)
-        vectors = np.asarray(ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(latents))))
-        vectors = vectors[np.isfinite(vectors).all(axis=-1)]
-        if not len(rows) or not len(vectors) or not self.is_replaceable:
+        finite = latents[np.isfinite(latents).all(axis=-1)]
+        if not len(rows) or not len(finite) or not self.is_replaceable:
             return []
+        vectors = np.asarray(ops.convert_to_numpy(self.comparable(ops.convert_to_tensor(finite))))
         self.replace(rows, random_latents(vectors, len(rows), rng))
         return [(self.codebook, rows)]
 
